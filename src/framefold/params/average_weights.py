@@ -1,0 +1,13 @@
+"""`average_weights`: the average of a student's last checkpoints, and its predictions."""
+
+from typing import ClassVar
+
+from pydantic import PositiveInt
+
+from framefold.params.base import Group
+
+
+class AverageWeightsParams(Group):
+    key: ClassVar[str] = "average_weights"
+    last: PositiveInt  # how many of the kept checkpoints are averaged; 1: the final EMA weights alone
+    batch_size: PositiveInt

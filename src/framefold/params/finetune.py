@@ -1,0 +1,22 @@
+"""`finetune`: students on the true labels."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from framefold.params.base import Group
+from framefold.params.training import AdversarialParams, TrainingParams
+
+
+class CheckpointParams(Group):
+    """Which EMA checkpoints (one per epoch) are kept for weight averaging."""
+
+    keep: PositiveInt
+    select: Literal["last", "top"]  # top: by fold score, optimistic
+
+
+class FinetuneParams(TrainingParams):
+    key: ClassVar[str] = "finetune"
+    label_smoothing: float = Field(ge=0, lt=1)
+    adversarial: AdversarialParams
+    checkpoints: CheckpointParams

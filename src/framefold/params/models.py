@@ -1,0 +1,60 @@
+"""`student`, `models.<arch>`: what a model reads and how large it is. `teacher` uses the same blocks."""
+
+from typing import ClassVar
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from framefold.params.base import Group
+
+
+class InputParams(Group):
+    """Length budgets: tokens per text segment, and frames."""
+
+    title: NonNegativeInt
+    asr: NonNegativeInt
+    ocr: NonNegativeInt
+    max_frames: NonNegativeInt
+
+
+class TextSizes(Group):
+    layers: PositiveInt
+    hidden: PositiveInt
+    heads: PositiveInt
+    intermediate: PositiveInt
+    max_positions: PositiveInt
+    dropout: float = Field(ge=0, lt=1)
+
+
+class TextModelParams(Group):
+    """A BERT folder (config.json, weights) or sizes for one from scratch."""
+
+    folder: str | None
+    sha256: str | None  # of the weights file in `folder`; checked when given
+    sizes: TextSizes | None
+
+    @model_validator(mode="after")
+    def one_source(self) -> "TextModelParams":
+        if (self.folder is None) == (self.sizes is None):
+            raise ValueError("give exactly one of folder and sizes")
+        return self
+
+
+class StudentParams(Group):
+    key: ClassVar[str] = "student"
+    encoder: str
+    inputs: InputParams
+    text: TextModelParams
+
+
+class SingleStreamParams(Group):
+    key: ClassVar[str] = "models.single_stream"
+    head_hidden: PositiveInt
+    dropout: float = Field(ge=0, lt=1)
+
+
+class DualStreamParams(Group):
+    key: ClassVar[str] = "models.dual_stream"
+    layers: PositiveInt  # of cross-attention, frames as queries over text
+    heads: PositiveInt
+    head_hidden: PositiveInt
+    dropout: float = Field(ge=0, lt=1)

@@ -1,0 +1,31 @@
+"""Blocks shared by everything that trains: epochs, batch, learning rates, EMA, adversary."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from framefold.params.base import Group
+
+
+class LearningRates(Group):
+    """Peak learning rates by the role of a parameter."""
+
+    head: float = Field(gt=0)  # everything that starts from scratch: projections, fusion layers, heads
+    text: float = Field(gt=0)  # the text encoder
+
+
+class TrainingParams(Group):
+    epochs: PositiveInt
+    batch_size: PositiveInt  # global: over all processes and accumulation steps
+    lr: LearningRates
+    weight_decay: float = Field(ge=0)
+    warmup: float = Field(ge=0, lt=1)  # share of all steps; then cosine to zero
+    max_grad_norm: float = Field(gt=0)
+    ema_decay: float = Field(ge=0, lt=1)  # 0: no EMA
+
+
+class AdversarialParams(Group):
+    method: Literal["none", "fgm", "pgd"]
+    epsilon: float = Field(gt=0)  # L2 radius of the perturbation of the word embeddings
+    alpha: float = Field(gt=0)  # pgd: step
+    steps: PositiveInt  # pgd: K
