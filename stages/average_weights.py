@@ -1,0 +1,73 @@
+"""SWA models of one architecture and their predictions: python -m stages.average_weights --arch single_stream"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from framefold.data.videos import open_labeled, open_videos
+from framefold.errors import command
+from framefold.evaluation.metrics import official_scores
+from framefold.evaluation.splits import read_labeled
+from framefold.inference.fold_models import LAST, Predictor, finish_fold, publish_folds
+from framefold.inference.predictions import read_aligned
+from framefold.params.average_weights import AverageWeightsParams
+from framefold.params.base import load, load_value
+from framefold.params.models import StudentParams
+from framefold.runtime import load_runtime
+from framefold.scratch import Scratch, stage_fingerprint
+from framefold.storage import drop_unlisted, read_json, write_folder_aside, write_json
+
+log = logging.getLogger(__name__)
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", required=True)
+    arch = parser.parse_args().arch
+    params, student, folds = load(AverageWeightsParams), load(StudentParams), load_value("folds")
+    source, target = Path("models/finetune") / arch, Path("models/swa") / arch
+    drop_unlisted(source, folds)
+
+    stamp = {"average_weights": params.model_dump(), "student": student.model_dump(), "folds": folds}
+    inputs = [source, Path("data/folds.parquet"), Path("models/tokenizer")]
+    inputs += [Path("data/tokens") / f"{split}.arrow" for split in ("labeled", "test")]
+    inputs += [Path("data/features") / student.encoder / split for split in ("labeled", "test")]
+    with Scratch(f"average_weights@{arch}", stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
+        predictor = open_predictor(student, params.batch_size, scratch)
+        for fold in folds:
+            finish_fold(source / str(fold), scratch.folder / str(fold), fold, params.last, predictor)
+        with write_folder_aside(target) as aside:
+            folders = {fold: scratch.folder / str(fold) for fold in folds}
+            publish_folds(folders, aside)
+            report = {str(fold): describe_fold(fold, source / str(fold), folders[fold]) for fold in folds}
+            write_json(aside / "metrics.json", {"folds": report})
+            scratch.guard()
+        scratch.finish()
+    for fold, scores in report.items():
+        log.info(f"average_weights {arch} fold {fold}: {scores['swa']:.4f} (last checkpoint {scores['last']:.4f})")
+
+
+def open_predictor(student: StudentParams, batch_size: int, scratch: Scratch) -> Predictor:
+    runtime = load_runtime()
+    runtime.apply_threads()
+    labeled = open_videos("labeled", student.encoder)
+    folds, test = open_labeled(labeled), open_videos("test", student.encoder)
+    return Predictor(labeled, test, folds, student.inputs, batch_size, runtime.torch_device(), scratch.guard)
+
+
+def describe_fold(fold: int, source: Path, predicted: Path) -> dict[str, Any]:
+    """Scores on the validation fold: the average, the last checkpoint alone, and finetune's own account of the fold."""
+    labeled = read_labeled()
+    rows = labeled.out_of_fold_rows([fold])
+
+    def score(name: str) -> float:
+        logits = read_aligned(predicted / name, labeled.ids_of(rows))
+        return official_scores(labeled.labels[rows], logits.argmax(axis=1), labeled.categories)["score"]
+
+    return {"swa": score("validation.parquet"), "last": score(LAST), "finetune": read_json(source / "metrics.json")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The blend: .venv/bin/pytest tests/test_ensembling.py"""
+
+import numpy as np
+import pytest
+
+from framefold.evaluation.metrics import official_scores
+from framefold.inference.ensembling import best_member, blend, fit_blend, reweighted_probs, simplex_grid
+from framefold.inference.predictions import softmax
+
+CATEGORIES = [f"{group:02d}{sub:02d}" for group in range(4) for sub in range(5)]
+
+
+def member(labels, strength, seed):
+    rng = np.random.default_rng(seed)
+    return softmax(rng.normal(size=(len(labels), 20)) + strength * np.eye(20)[labels])
+
+
+@pytest.fixture
+def labels():
+    return np.random.default_rng(0).integers(0, 20, 1500)
+
+
+def folds_of(labels):
+    return np.arange(len(labels)) % 5
+
+
+@pytest.mark.parametrize("how", ["probs", "logits"])
+def test_a_blend_of_independent_models_beats_each_of_them(labels, how):
+    members = [member(labels, 2.0, seed) for seed in (1, 2)]
+    alone = [official_scores(labels, m.argmax(axis=1), CATEGORIES)["score"] for m in members]
+    fit = fit_blend(members, labels, folds_of(labels), CATEGORIES, how, fit_weights=True)
+    both = official_scores(labels, blend(members, fit["weights"], how).argmax(axis=1), CATEGORIES)["score"]
+    assert both > max(alone) + 0.05
+
+
+def test_fitting_gives_a_useless_model_little_weight(labels):
+    members = [member(labels, 2.5, 1), member(labels, 0.0, 2)]
+    fit = fit_blend(members, labels, folds_of(labels), CATEGORIES, "probs", fit_weights=True)
+    assert fit["used"]
+    assert fit["weights"][0] > 0.6
+    assert fit["cross_fitted_gain"] > 0.01
+
+
+def test_fitting_that_does_not_help_leaves_equal_weights(labels):
+    """Members that are noise: the best weights in sample gain, the cross-fitted estimate mostly says no."""
+    refused = 0
+    for seed in range(8):
+        members = [member(labels[:200], 0.0, 10 + seed), member(labels[:200], 0.0, 30 + seed)]
+        fit = fit_blend(members, labels[:200], folds_of(labels[:200]), CATEGORIES, "probs", fit_weights=True)
+        assert (fit["weights"] == [0.5, 0.5]) or fit["used"]
+        refused += not fit["used"]
+    assert refused >= 4
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_weights_sum_to_one_and_equal_ones_come_first(n):
+    points = simplex_grid(n)
+    assert points[0] == (1 / n,) * n
+    assert all(abs(sum(point) - 1) < 1e-9 and min(point) >= 0 for point in points)
+
+
+def test_class_weights_reach_the_probabilities():
+    probs = reweighted_probs(np.zeros((1, 2)), np.array([1.0, 3.0]))
+    assert probs.tolist() == [[0.25, 0.75]]
+
+
+def test_best_member_is_the_best_on_its_own_fold():
+    assert best_member({("dual_stream", 0): 0.5, ("single_stream", 1): 0.6, ("single_stream", 0): 0.4}) == (
+        "single_stream",
+        1,
+    )

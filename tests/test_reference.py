@@ -1,0 +1,96 @@
+"""The linear probe: .venv/bin/pytest tests/test_reference.py"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from framefold.evaluation.metrics import official_scores
+from framefold.evaluation.probe import VIEWS, ProbeVideos, probe_scores
+from framefold.evaluation.splits import LabeledVideos, read_labeled
+from framefold.params.reference import ReferenceParams
+from framefold.scratch import Scratch
+from framefold.storage import read_json
+from stages import reference
+from tests import tiny_project
+
+PARAMS = ReferenceParams(max_ngram=3, min_df=2, frame_weight=1.5, regularization=1.0)
+CATEGORIES = [f"{text:02d}{look:02d}" for text in range(3) for look in range(3)]
+TOPICS = ["红烧牛肉的做法", "篮球比赛集锦", "手机评测视频"]
+
+
+def videos(n: int, seed: int) -> tuple[ProbeVideos, np.ndarray]:
+    """Nine classes: the text tells three topics apart, the frames three looks."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 9, n)
+    texts = ["".join(rng.choice(list(TOPICS[label // 3]), 5)) for label in labels]
+    frames = rng.normal(size=(n, 8)) + 3 * np.eye(8)[labels % 3]
+    return ProbeVideos(texts, (frames / np.linalg.norm(frames, axis=1, keepdims=True)).astype(np.float32)), labels
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    train, labels = videos(300, seed=0)
+    test, truth = videos(200, seed=1)
+    scores = probe_scores(train, labels, [test], 9, PARAMS)
+    return {view: official_scores(truth, scores[view][0].argmax(axis=1), CATEGORIES)["score"] for view in VIEWS}
+
+
+def test_both_views_together_beat_each_alone(fitted):
+    assert fitted["both"] > max(fitted["text"], fitted["frames"]) + 0.1
+
+
+def test_each_view_alone_beats_chance(fitted):
+    assert min(fitted["text"], fitted["frames"]) > 0.3
+
+
+def test_videos_without_text_or_frames_are_legal():
+    train, labels = videos(60, seed=0)
+    empty = ProbeVideos([""] * 2, np.zeros((2, 8), dtype=np.float32))
+    silent = ProbeVideos([""] * 60, train.frames)
+    assert probe_scores(train, labels, [empty], 9, PARAMS)["both"][0].shape == (2, 9)
+    assert np.isfinite(probe_scores(silent, labels, [empty], 9, PARAMS)["text"][0]).all()
+
+
+@pytest.mark.parametrize("present", [[4], [2, 7], [0, 3, 8]])
+def test_a_class_without_training_videos_is_never_predicted(present):
+    """Also where one or two classes are left, for which a linear SVM has no column each."""
+    train, labels = videos(200, seed=0)
+    rows = np.flatnonzero(np.isin(labels, present))
+    test, _ = videos(50, seed=1)
+    scores = probe_scores(train.take(rows), labels[rows], [test], 9, PARAMS)
+    assert all(np.isfinite(scores[view][0]).all() for view in VIEWS)
+    assert all(set(scores[view][0].argmax(axis=1)) <= set(present) for view in VIEWS)
+
+
+def test_the_stage_scores_the_same_videos_as_the_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_project.copy(tmp_path / "project"))
+    tiny_project.run_stage("reference")
+    probe, models = read_json("metrics/reference.json"), read_json("metrics/metrics.json")["ensemble"]
+    assert probe.keys() == set(VIEWS)
+    for parts in probe.values():
+        assert {part: entry["n"] for part, entry in parts.items()} == {part: models[part]["n"] for part in models}
+        assert all(entry.keys() == models[part].keys() for part, entry in parts.items())
+
+
+def test_a_videos_own_label_never_reaches_its_prediction(tmp_path, monkeypatch):
+    """Wrong labels in one fold change the predictions of the others, not of that fold: what it shows is out of fold.
+
+    The labels of fold 0 are all set to one class. Had the probe of fold 0 seen them, it would predict that class.
+    """
+    monkeypatch.chdir(tiny_project.copy(tmp_path / "project"))
+    labeled = read_labeled()
+    rng = np.random.default_rng(0)
+    pool = ProbeVideos([TOPICS[label % 3] for label in labeled.labels], rng.normal(size=(len(labeled.ids), 4)))
+
+    def out_of_fold(name: str, labeled: LabeledVideos) -> np.ndarray:
+        with Scratch(name, {}) as scratch:
+            predictions = reference.predict_all(pool, pool.take(np.arange(2)), labeled, [0, 1], PARAMS, scratch)
+        return predictions["both"]["out_of_fold"]
+
+    before = out_of_fold("before", labeled)
+    wrong = dataclasses.replace(labeled, labels=np.where(labeled.folds == 0, 3, labeled.labels))
+    after = out_of_fold("after", wrong)
+    own = labeled.folds[labeled.out_of_fold_rows([0, 1])] == 0
+    assert np.array_equal(before[own], after[own])
+    assert not np.array_equal(before[~own], after[~own])
