@@ -86,7 +86,7 @@ def parquet_writer(path: Path | str, schema: pa.Schema) -> Iterator[pq.ParquetWr
 def iterate_parquet(path: Path | str, columns: list[str] | None = None, batch_size: int = 4096) -> Iterator[pa.RecordBatch]:
     """Record batches in file order, without holding the file in memory."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # prefetching holds the whole file
             yield from file.iter_batches(batch_size=batch_size, columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}); rebuild it with `dvc repro`") from None

@@ -1,0 +1,26 @@
+"""Peak memory of a command, for tests that want it constant."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def peak_memory(arguments: list[str], folder: Path) -> int:
+    """Run `python ARGUMENTS` in `folder`; returns the peak resident bytes of that process (its children apart).
+
+    Raises AssertionError with what it printed when it fails.
+    """
+    code = (
+        "import resource, runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n"
+        "    runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+        "finally:\n"
+        "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return int(result.stdout.rsplit("peak ", 1)[1]) * 1024
