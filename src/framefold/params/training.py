@@ -14,14 +14,19 @@ class LearningRates(Group):
     text: float = Field(gt=0)  # the text encoder
 
 
-class TrainingParams(Group):
+class OptimizationParams(Group):
+    """What the training loop needs, whatever the roles of the parameters are."""
+
     epochs: PositiveInt
     batch_size: PositiveInt  # global: over all processes and accumulation steps
-    lr: LearningRates
     weight_decay: float = Field(ge=0)
     warmup: float = Field(ge=0, lt=1)  # share of all steps; then cosine to zero
     max_grad_norm: float = Field(gt=0)
     ema_decay: float = Field(ge=0, lt=1)  # 0: no EMA
+
+
+class TrainingParams(OptimizationParams):
+    lr: LearningRates
 
 
 class AdversarialParams(Group):

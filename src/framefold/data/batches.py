@@ -1,0 +1,233 @@
+"""Batches of videos: text and frames of one split, padded to the batch, in an order keyed by (seed, epoch).
+
+A batch is the same whenever, wherever and by whichever process it is made: workers, ranks and resumed runs agree.
+"""
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from framefold.data.features import FeatureStore
+from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned
+from framefold.errors import UserError
+from framefold.params.models import InputParams
+
+Batch = dict[str, Tensor]
+Transform = Callable[[Batch, int, int], Batch]  # (batch, seed, epoch); its randomness is keyed by batch["key"]
+
+BUCKET = 50  # batches' worth of samples that are sorted by length together
+TEXT_STEP = 8  # lengths that differ by less count as equal, so that frame counts are sorted too
+NO_LABEL = -1
+ORDER = 0  # the key of the order of samples, in the place of a video's
+
+
+class Samples(Protocol):
+    """What an epoch is cut from: numbered samples that make a batch."""
+
+    def __len__(self) -> int: ...
+
+    def order_keys(self) -> npt.NDArray[np.int64]:
+        """(N,): samples with like keys have like shapes."""
+        ...
+
+    def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None) -> Batch:
+        """The samples at `positions`; draw: (seed, epoch) in training, None in evaluation."""
+        ...
+
+
+class VideoDataset:
+    """Videos `rows` of a token store and a feature store, which must hold the same videos in the same order.
+
+    labels: (len(rows),) class indices or None; soft: (len(store), C), probabilities of a teacher, aligned with the
+    stores' rows (a memory map stays one), or None. UserError: the stores are not aligned.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenStore,
+        features: FeatureStore,
+        rows: npt.NDArray[np.integer],
+        inputs: InputParams,
+        labels: npt.NDArray[np.integer] | None,
+        soft: npt.NDArray[np.floating] | None,
+        special: SpecialTokens,
+    ):
+        check_aligned(tokens.ids, features.ids, f"{tokens.path} and {features.path}")
+        self.tokens, self.features, self.inputs, self.special = tokens, features, inputs, special
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.soft = soft
+        self._budgets = [getattr(inputs, segment) for segment in SEGMENTS]
+        self._cls, self._sep = np.array([special.cls]), np.array([special.sep])
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.rows):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.rows)} rows")
+        if self.soft is not None and len(self.soft) != len(self.tokens):
+            raise UserError(
+                f"{len(self.soft)} soft labels for the {len(self.tokens)} videos of {self.tokens.path}; "
+                "rebuild them with `dvc repro`"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tokens and frames of the samples at `positions` together, after the budgets."""
+        return self._text_lengths()[positions] + self._frame_counts()[positions]
+
+    def order_keys(self) -> npt.NDArray[np.int64]:
+        """By text length in steps, then frames, then exact text length: neither is padded much in a batch."""
+        text, frames = self._text_lengths(), self._frame_counts()
+        return (text // TEXT_STEP * (self.inputs.max_frames + 1) + frames) * TEXT_STEP + text % TEXT_STEP
+
+    def batch(self, positions: npt.NDArray[np.integer], draw: tuple[int, int] | None = None) -> Batch:
+        """Samples at `positions` as tensors, padded to the longest of them; draw: (seed, epoch) in training.
+
+        "index" (B,) int64 position in `rows`; "row" (B,) int64 row of the stores; "key" (B,) int64 per-video hash;
+        "input_ids" (B, T) int64, [CLS] title [SEP] asr [SEP] ocr [SEP], an empty segment left out with its [SEP];
+        "text_mask" (B, T) bool; "frames" (B, F, D) float32, F may be 0; "frame_mask" (B, F) bool; "label" (B,) int64,
+        -1 without labels; "soft" (B, C) float32 if given. A video with more than max_frames frames gives a random
+        subset of them in training, uniformly spaced ones in evaluation; in their order.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        rows = self.rows[positions]
+        keys = video_keys(self.tokens.ids.take(rows).to_pylist())
+        labels = np.full(len(rows), NO_LABEL) if self.labels is None else self.labels[positions]
+        arrays = {"index": positions, "row": rows, "key": keys, "label": labels}
+        arrays["input_ids"], arrays["text_mask"] = self._text(rows)
+        arrays["frames"], arrays["frame_mask"] = self._frames(rows, keys, draw)
+        if self.soft is not None:
+            arrays["soft"] = self.soft[rows].astype(np.float32)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _text_lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) length of input_ids, special tokens included."""
+        if self._text_lengths_of_rows is None:
+            kept = np.minimum(self.tokens.lengths()[self.rows], self._budgets)  # (N, 3)
+            total = 1 + kept.sum(1) + (kept > 0).sum(1)
+            self._text_lengths_of_rows = np.maximum(total, 2).astype(np.int64)
+        return self._text_lengths_of_rows
+
+    _text_lengths_of_rows: npt.NDArray[np.int64] | None = None
+
+    def _frame_counts(self) -> npt.NDArray[np.int64]:
+        return np.minimum(self.features.counts[self.rows], self.inputs.max_frames).astype(np.int64)
+
+    def _text(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        lines = [self._line(row) for row in rows.tolist()]
+        lengths = np.array([len(line) for line in lines], dtype=np.int64)
+        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]  # (B, T)
+        input_ids = np.full(mask.shape, self.special.pad, dtype=np.int64)
+        if lines:
+            input_ids[mask] = np.concatenate(lines)
+        return input_ids, mask
+
+    def _line(self, row: int) -> npt.NDArray[np.int64]:
+        cls, sep = self._cls, self._sep
+        parts = [cls]
+        for segment, budget in zip(self.tokens.segments(row), self._budgets, strict=True):
+            if len(segment) and budget:
+                parts += [segment[:budget], sep]
+        return np.concatenate(parts if len(parts) > 1 else [cls, sep])
+
+    def _frames(
+        self, rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], draw: tuple[int, int] | None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        counts = np.minimum(self.features.counts[rows], self.inputs.max_frames)
+        mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, F)
+        frames = np.zeros((*mask.shape, self.features.dim), dtype=np.float32)
+        for place, (row, key, count) in enumerate(zip(rows.tolist(), keys.tolist(), counts.tolist(), strict=True)):
+            if count:
+                frames[place, :count] = self.features.frames(row, self._chosen(row, key, draw))
+        return frames, mask
+
+    def _chosen(self, row: int, key: int, draw: tuple[int, int] | None) -> npt.NDArray[np.int64] | None:
+        """Which frames of a video are used; None: all."""
+        stored, wanted = int(self.features.counts[row]), self.inputs.max_frames
+        if stored <= wanted:
+            return None
+        if draw is None:  # the middles of equal stretches
+            return ((np.arange(wanted) + 0.5) * stored / wanted).astype(np.int64)
+        return np.sort(sample_rng(*draw, key).permutation(stored)[:wanted])
+
+
+class EpochBatches(torch.utils.data.Dataset):
+    """Batch i of one epoch: shuffled, in buckets of like length (training), or sorted by length (evaluation).
+
+    Every sample comes once, "index" says which it is; sizes of batches differ by at most one, so that no small last
+    batch has a louder voice. `transform(batch, seed, epoch)` comes last; what it adds has the batch as its first
+    dimension. UserError: fewer samples than processes in a batch.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        shuffle: bool = True,
+        transform: Transform | None = None,
+    ):
+        self.samples, self.seed, self.epoch, self.shuffle, self.transform = samples, seed, epoch, shuffle, transform
+        self.rank, self.world = 0, 1
+        rng = sample_rng(seed, epoch, ORDER) if shuffle else None
+        order = bucketed_order(samples.order_keys(), batch_size * BUCKET, rng)
+        count = math.ceil(len(samples) / batch_size)
+        self.cuts = np.linspace(0, len(samples), count + 1).round().astype(np.int64)
+        self.turns = rng.permutation(count) if rng else np.arange(count)
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def __getitem__(self, index: int) -> Batch:
+        turn = self.turns[index]
+        positions = self.order[self.cuts[turn] : self.cuts[turn + 1]][self.rank :: self.world]
+        batch = self.samples.batch(positions, (self.seed, self.epoch) if self.shuffle else None)
+        return self.transform(batch, self.seed, self.epoch) if self.transform else batch
+
+    def global_size(self, index: int) -> int:
+        """Samples of batch `index` over all processes."""
+        turn = self.turns[index]
+        return int(self.cuts[turn + 1] - self.cuts[turn])
+
+    def shard(self, rank: int, world: int) -> Self:
+        """The part of every batch that belongs to process `rank` of `world`."""
+        smallest = int(np.diff(self.cuts).min(initial=world))
+        if smallest < world:
+            raise UserError(f"a batch of {smallest} samples for {world} processes; raise batch_size or use fewer")
+        part = copy.copy(self)
+        part.rank, part.world = rank, world
+        return part
+
+
+def bucketed_order(keys: npt.NDArray[np.int64], bucket: int, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
+    """(N,) positions: shuffled, then sorted by key within each run of `bucket`; without rng all sorted by key."""
+    if rng is None:
+        return np.argsort(keys, kind="stable")
+    order = rng.permutation(len(keys))
+    for start in range(0, len(order), bucket):
+        part = order[start : start + bucket]
+        order[start : start + bucket] = part[np.argsort(keys[part], kind="stable")]
+    return order
+
+
+def video_keys(ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """(B,) 63-bit hashes of ids, the same in every process: what per-video randomness is keyed by."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    return (np.frombuffer(digests, dtype="<u8") >> np.uint64(1)).astype(np.int64)
+
+
+def sample_rng(seed: int, epoch: int, key: int) -> np.random.Generator:
+    """Random numbers of one sample in one epoch; seed, epoch and key are not negative (about 10 us to make)."""
+    return np.random.Generator(np.random.SFC64([seed, epoch, key]))
