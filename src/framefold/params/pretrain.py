@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from framefold.params.base import Group
 from framefold.params.training import TrainingParams
@@ -33,7 +33,19 @@ class ContrastParams(Group):
 
 class PretrainParams(TrainingParams):
     key: ClassVar[str] = "pretrain"
-    per_fold: bool  # true: one pretraining per fold, on soft labels of the teacher that never saw it (strict, costly)
+    # true: one pretraining per teacher, for the folds that it never saw (strict, teacher.n_folds times the cost)
+    per_fold: bool
+    held_out: PositiveInt  # videos of the pool that are kept aside to measure masked-token accuracy on
     masking: MaskingParams
+    mismatched: float = Field(gt=0, le=1)  # share of a batch that is also shown with another video's frames (itm)
     weights: dict[Literal["single_stream", "dual_stream"], ObjectiveWeights]
     contrast: ContrastParams
+
+    @model_validator(mode="after")
+    def possible(self) -> "PretrainParams":
+        for arch, weights in self.weights.items():
+            if not any(weights.model_dump().values()):
+                raise ValueError(f"weights.{arch}: at least one objective must be above 0")
+        if "single_stream" in self.weights and self.weights["single_stream"].itc:
+            raise ValueError("weights.single_stream.itc must be 0: its text and frames have no states of their own")
+        return self

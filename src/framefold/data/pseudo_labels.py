@@ -1,0 +1,184 @@
+"""Which teacher may label which unlabelled video, and the store of their soft labels.
+
+A teacher never saw the labels of its own fold. A video that duplicates labelled ones is labelled only by the teacher
+whose fold holds them; one that duplicates a holdout or test video is not used at all. Everything else gets the mean of
+the teachers.
+
+data/pseudo/soft.npy         float16 [N, C], row = unlabelled row; a row of zeros: no trained teacher may label it
+data/pseudo/per_teacher.npy  float16 [T, N, C] (pretrain.per_fold only), rows of zeros where that teacher may not label
+data/pseudo/labels.parquet   id, label (hard), confidence, teacher (MEAN, NOBODY or its fold), usable
+data/pseudo/teachers.json    which folds each teacher's training videos came from
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from framefold.data.folds import HOLDOUT, Folds, excluded_groups, teacher_fold
+from framefold.errors import UserError
+from framefold.storage import parquet_writer, read_json, read_parquet
+
+PSEUDO = Path("data/pseudo")
+ORIGINS = "teachers.json"  # {"n_folds", "trained_folds": {teacher: student folds}}
+ORIGIN = "origin.json"  # of a teacher: {"n_folds", "trained_folds"}
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("label", pa.int32()),
+        ("confidence", pa.float32()),
+        ("teacher", pa.int32()),
+        ("usable", pa.bool_()),
+    ]
+)
+MEAN, NOBODY = -1, -2
+BLOCK = 65536  # rows that are checked at a time
+
+Groups = npt.NDArray[np.int64]
+TrainedFolds = Mapping[int, Sequence[int]]  # teacher -> student folds of its training videos
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """By row of the pool."""
+
+    teacher: npt.NDArray[np.int32]  # (N,) MEAN, NOBODY or the only teacher that may label it
+    usable: npt.NDArray[np.bool_]  # (N,) False: a duplicate of a holdout or test video
+
+
+def assign_teachers(
+    groups: Groups, labeled: Folds, test_groups: Groups, n_teacher_folds: int, teachers: Sequence[int]
+) -> Assignment:
+    """Who labels the videos of the pool, by their duplicate groups (N,); `teachers` are those that were trained."""
+    usable = ~np.isin(groups, excluded_groups(labeled, test_groups))
+    known, first = np.unique(labeled.group, return_index=True)
+    place = np.searchsorted(known, groups).clip(max=len(known) - 1)
+    duplicates = known[place] == groups
+    teacher = np.where(duplicates, teacher_fold(labeled.fold[first[place]], n_teacher_folds), MEAN)
+    may_label = usable & np.isin(teacher, [MEAN, *teachers])
+    return Assignment(np.where(may_label, teacher, NOBODY).astype(np.int32), usable)
+
+
+def read_origins(folder: Path, teachers: Sequence[int], n_teacher_folds: int) -> dict[int, list[int]]:
+    """Teacher -> student folds of its training videos, as recorded by `train_teacher`; checked by `check_teachers`."""
+    origins = {teacher: read_json(folder / str(teacher) / ORIGIN) for teacher in teachers}
+    for teacher, origin in origins.items():
+        if origin["n_folds"] != n_teacher_folds:
+            raise UserError(
+                f"{folder / str(teacher)}: it was one of {origin['n_folds']} teachers, teacher.n_folds is "
+                f"{n_teacher_folds}; retrain it with `dvc repro`"
+            )
+    trained_folds = {teacher: list(origin["trained_folds"]) for teacher, origin in origins.items()}
+    check_teachers(trained_folds, n_teacher_folds)
+    return trained_folds
+
+
+def check_teachers(trained_folds: TrainedFolds, n_teacher_folds: int) -> None:
+    """Raises UserError for a teacher that was trained on the holdout or on the fold that it is to judge."""
+    for teacher, folds in trained_folds.items():
+        if HOLDOUT in folds:
+            raise UserError(f"models/teacher/{teacher}: it was trained on the holdout; retrain it with `dvc repro`")
+        own = [fold for fold in folds if fold % n_teacher_folds == teacher]
+        if own:
+            raise UserError(
+                f"models/teacher/{teacher}: it was trained on fold {own[0]}, which it must not have seen; "
+                "retrain it with `dvc repro`"
+            )
+
+
+def check_assignment(
+    assigned: Assignment, groups: Groups, labeled: Folds, test_groups: Groups, trained_folds: TrainedFolds
+) -> None:
+    """Raises UserError when a teacher labels a duplicate of what it was trained on, or a video must not be used at all.
+
+    Judges by what the teachers were trained on, not by how the videos were assigned.
+    """
+    off_limits = np.isin(groups, np.concatenate([labeled.group[labeled.holdout], test_groups]))
+    used = assigned.usable | (assigned.teacher != NOBODY)
+    _refuse(used & off_limits, "it duplicates a video of the holdout or the test set, but is used")
+    for teacher, folds in trained_folds.items():
+        seen = np.isin(groups, labeled.group[np.isin(labeled.fold, list(folds))])
+        asked = np.isin(assigned.teacher, [MEAN, teacher])
+        _refuse(asked & seen, f"teacher {teacher} labels it, but was trained on the label of a duplicate")
+
+
+def _refuse(bad: npt.NDArray[np.bool_], reason: str, first_row: int = 0) -> None:
+    if np.any(bad):
+        row = first_row + int(np.flatnonzero(bad)[0])
+        raise UserError(
+            f"pseudo_label: unlabelled row {row}: {reason} ({int(bad.sum())} such rows); "
+            "rebuild samples and teachers with `dvc repro`"
+        )
+
+
+def write_labels(
+    folder: Path, ids: pa.ChunkedArray, assigned: Assignment, hard: Iterable[tuple[npt.NDArray, npt.NDArray]]
+) -> None:
+    """labels.parquet; `hard` yields label and confidence block by block, in row order."""
+    row = 0
+    with parquet_writer(folder / "labels.parquet", SCHEMA) as writer:
+        for label, confidence in hard:
+            rows = slice(row, row + len(label))
+            columns = [ids.slice(row, len(label)).combine_chunks(), label, confidence]
+            columns += [assigned.teacher[rows], assigned.usable[rows]]
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+            row = rows.stop
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """The finished store; soft labels stay on disk."""
+
+    folder: Path
+    ids: pa.ChunkedArray  # strings (N,)
+    teacher: npt.NDArray[np.int32]  # (N,)
+    usable: npt.NDArray[np.bool_]  # (N,)
+    trained_folds: dict[int, list[int]]
+
+    def soft(self, teacher: int | None) -> npt.NDArray[np.float16]:
+        """(N, C) memory-mapped: the mean of the teachers, or the labels of `teacher` alone, who saw no label of the
+        student folds that are its own. Rows of zeros: no label."""
+        if teacher is None:
+            return _mapped(self.folder / "soft.npy", len(self.teacher))
+        place = sorted(self.trained_folds).index(teacher)
+        soft = _mapped(self.folder / "per_teacher.npy", len(self.teacher))[place]
+        self._check_strict(soft, teacher)
+        return soft
+
+    def _check_strict(self, soft: npt.NDArray[np.float16], own: int) -> None:
+        """Raises UserError when the labels of teacher `own` cover a video that only another teacher may label."""
+        for start in range(0, len(soft), BLOCK):
+            teacher = self.teacher[start : start + BLOCK]
+            labelled = np.any(soft[start : start + BLOCK] > 0, axis=1)
+            _refuse(labelled & ~np.isin(teacher, [MEAN, own]), f"teacher {own} labels it, but must not", start)
+
+
+def open_pseudo_labels(folder: Path = PSEUDO) -> PseudoLabels:
+    """Raises UserError for labels of a teacher that saw the holdout or its own fold."""
+    table = read_parquet(folder / "labels.parquet", columns=["id", "teacher", "usable"])
+    teacher, usable = (table.column(name).to_numpy() for name in ("teacher", "usable"))
+    return PseudoLabels(folder, table.column("id"), teacher, usable, read_teachers(folder))
+
+
+def read_teachers(folder: Path = PSEUDO) -> dict[int, list[int]]:
+    """Teacher -> student folds of its training videos, of the teachers whose labels are in the store."""
+    origin = read_json(folder / ORIGINS)
+    trained = {int(teacher): list(folds) for teacher, folds in origin["trained_folds"].items()}
+    check_teachers(trained, origin["n_folds"])
+    return dict(sorted(trained.items()))
+
+
+def _mapped(path: Path, rows: int) -> npt.NDArray[np.float16]:
+    try:
+        soft = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); rebuild it with `dvc repro pseudo_label`") from None
+    if soft.shape[-2] != rows:
+        raise UserError(
+            f"{path}: {soft.shape[-2]} rows, labels.parquet has {rows}; rebuild it with `dvc repro pseudo_label`"
+        )
+    return soft

@@ -1,0 +1,41 @@
+"""What the training loop is given: a model and its loss on a batch (see `loop.Task`)."""
+
+from typing import Any
+
+from torch import Tensor
+
+from framefold.objectives.classification import accuracy, cross_entropy
+from framefold.training.pretraining import PretrainingModel
+
+Batch = dict[str, Tensor]
+Parts = dict[str, Tensor]
+
+
+class ClassificationTask:
+    """Teachers and students on true labels."""
+
+    def __init__(self, model: Any, label_smoothing: float):
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Parts]:
+        logits = self.model(batch)  # (B, C)
+        parts = {"accuracy": accuracy(logits, batch["label"])}
+        return cross_entropy(logits, batch["label"], self.label_smoothing), parts
+
+    def role_of(self, name: str) -> str:
+        return self.model.role_of(name)
+
+
+class PretrainingTask:
+    """Students on the unlabelled pool."""
+
+    whole_batch = True  # matching, contrast and frame prediction compare the videos of a batch
+
+    def __init__(self, model: PretrainingModel):
+        self.model: Any = model
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Parts]:
+        return self.model(batch)
+
+    def role_of(self, name: str) -> str:
+        return self.model.role_of(name)

@@ -1,0 +1,103 @@
+"""A student on the unlabelled pool: python -m stages.pretrain --arch single_stream"""
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from framefold.data.batches import EpochBatches
+from framefold.data.pseudo_labels import PSEUDO, read_teachers
+from framefold.data.videos import store_paths
+from framefold.errors import command
+from framefold.models.registry import architecture, build_with_mlm_head, save_model
+from framefold.params.base import load, load_value
+from framefold.params.models import StudentParams
+from framefold.params.pretrain import PretrainParams
+from framefold.runtime import is_main_process, load_runtime, seed_everything
+from framefold.scratch import Scratch, stage_fingerprint
+from framefold.storage import write_folder_aside, write_json
+from framefold.training.curves import write_curves
+from framefold.training.loop import TrainResult, train
+from framefold.training.pool import Pool, measure, open_pool
+from framefold.training.pretraining import Masking, PretrainingModel
+from framefold.training.tasks import PretrainingTask
+
+log = logging.getLogger(__name__)
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", required=True)
+    arch = parser.parse_args().arch
+    params, student = load(PretrainParams), load(StudentParams)
+    size = load(architecture(arch).Params, f"models.{arch}")
+    seed, precision = load_value("seed"), load_value("precision")
+    variants = {str(teacher): teacher for teacher in read_teachers()} if params.per_fold else {"all": None}
+    load_runtime().apply_threads()
+
+    stamp = {"params": [group.model_dump(mode="json") for group in (params, student, size)], "run": [seed, precision]}
+    stamp["variants"] = list(variants)
+    inputs = [PSEUDO, *store_paths("unlabeled", student.encoder)]
+    fingerprint = stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])
+    with Scratch(f"pretrain@{arch}", fingerprint) as scratch:
+        for variant, teacher in variants.items():
+            if (scratch.folder / variant).is_dir():  # finished before an interruption
+                continue
+            with Scratch(f"pretrain@{arch}-{variant}", fingerprint) as own:
+                pool = open_pool(student, teacher, params.held_out, seed)
+                seed_everything(seed)
+                model = build(arch, params, student, size, pool)
+                result = pretrain(model, pool, params, seed, precision, own)
+                if is_main_process():
+                    keep(scratch.folder / variant, result, pool, params, own)
+                own.finish()
+        if is_main_process():
+            publish(scratch, list(variants), Path("models/pretrain") / arch)
+        scratch.finish()
+
+
+def build(arch: str, params: PretrainParams, student: StudentParams, size: Any, pool: Pool) -> PretrainingModel:
+    shape = pool.special.size, pool.feature_dim, pool.n_classes
+    backbone, mlm_head = build_with_mlm_head(arch, student.text, size, *shape)
+    return PretrainingModel(backbone, mlm_head, params.weights[arch], params)  # type: ignore[index]
+
+
+def pretrain(
+    model: PretrainingModel, pool: Pool, params: PretrainParams, seed: int, precision: str, scratch: Scratch
+) -> TrainResult:
+    masking = Masking(params.masking, pool.special)
+    return train(
+        PretrainingTask(model),
+        lambda epoch: EpochBatches(pool.training, params.batch_size, seed=seed, epoch=epoch, transform=masking),
+        params,
+        learning_rates=params.lr.model_dump(),
+        seed=seed,
+        precision=precision,
+        scratch=scratch,
+    )
+
+
+def keep(folder: Path, result: TrainResult, pool: Pool, params: PretrainParams, scratch: Scratch) -> None:
+    """The EMA weights of backbone and classification head; the other heads have done their work."""
+    device = load_runtime().torch_device()
+    report = measure(result.ema, pool, Masking(params.masking, pool.special), params.batch_size, device)  # type: ignore[arg-type]
+    last = {name: value for name, value in result.history[-1].items() if name.startswith("loss")}
+    log.info(f"{scratch.item}: {', '.join(f'{name} {value:.4g}' for name, value in report.items())}")
+    with write_folder_aside(folder) as aside:
+        save_model(aside, result.ema.backbone)  # type: ignore[arg-type]
+        write_curves(aside / "curves.csv", result.history)
+        write_json(aside / "metrics.json", report | last | {"videos": len(pool.training)})
+        scratch.guard()
+
+
+def publish(scratch: Scratch, variants: list[str], target: Path) -> None:
+    with write_folder_aside(target) as aside:
+        for variant in variants:
+            shutil.copytree(scratch.folder / variant, aside / variant)
+        scratch.guard()
+
+
+if __name__ == "__main__":
+    main()

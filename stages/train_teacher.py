@@ -1,0 +1,81 @@
+"""One teacher on the labelled videos outside its fold: python -m stages.train_teacher --fold 0"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from framefold.data.folds import teacher_fold
+from framefold.data.pseudo_labels import ORIGIN, check_teachers
+from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
+from framefold.errors import command
+from framefold.inference.predictions import write_predictions
+from framefold.models.registry import build_model, save_model
+from framefold.params.base import load, load_value
+from framefold.params.teacher import TeacherParams
+from framefold.runtime import is_main_process, load_runtime, seed_everything
+from framefold.scratch import Scratch, stage_fingerprint
+from framefold.storage import write_folder_aside, write_json
+from framefold.training.classifiers import FoldData, open_fold, train_classifier
+from framefold.training.curves import write_curves
+from framefold.training.loop import TrainResult
+
+ARCH = "single_stream"
+log = logging.getLogger(__name__)
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fold", type=int, required=True)
+    fold = parser.parse_args().fold
+    params, seed, precision = load(TeacherParams), load_value("seed"), load_value("precision")
+    load_runtime().apply_threads()
+
+    stamp = {"teacher": params.model_dump(mode="json", exclude={"folds"}), "run": [seed, precision, fold]}
+    inputs = [FOLDS, CATEGORIES, *store_paths("labeled", params.encoder)]
+    with Scratch(f"train_teacher@{fold}", stage_fingerprint(stamp, inputs, [f"framefold.models.{ARCH}"])) as scratch:
+        videos = open_videos("labeled", params.encoder)
+        labeled = open_labeled(videos)
+        own = teacher_fold(labeled.fold, params.n_folds) == fold
+        data = open_fold(videos, labeled, own, params.inputs, params.training.batch_size)
+        origin = {"n_folds": params.n_folds, "trained_folds": np.unique(labeled.fold[data.training.rows]).tolist()}
+        check_teachers({fold: origin["trained_folds"]}, params.n_folds)
+        seed_everything(seed)
+        shape = videos.special.size, videos.features.dim, len(data.categories)
+        result = train_classifier(
+            build_model(ARCH, params.text, params.model, *shape),
+            data,
+            params.training,
+            label_smoothing=params.training.label_smoothing,
+            adversarial=params.training.adversarial,
+            seed=seed,
+            precision=precision,
+            scratch=scratch,
+        )
+        if is_main_process():
+            publish(Path("models/teacher") / str(fold), result, data, videos, origin, scratch)
+        scratch.finish()
+
+
+def publish(
+    target: Path, result: TrainResult, data: FoldData, videos: Videos, origin: dict[str, Any], scratch: Scratch
+) -> None:
+    device = load_runtime().torch_device()
+    logits, raw = data.logits(result.ema, device), data.logits(result.model, device)
+    report = {"ema": data.score(logits), "raw": data.score(raw)}
+    log.info(f"{scratch.item}: fold score {report['ema']:.4f} (EMA), {report['raw']:.4f} (raw weights)")
+    with write_folder_aside(target) as aside:
+        save_model(aside, result.ema)
+        write_json(aside / ORIGIN, origin)
+        write_predictions(aside / "out_of_fold.parquet", videos.ids(data.validation.rows), logits)
+        write_curves(aside / "curves.csv", result.history)
+        sizes = {"training_videos": len(data.training), "validation_videos": len(data.validation)}
+        write_json(aside / "metrics.json", report | sizes)
+        scratch.guard()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The finetune stage, run as its command: .venv/bin/python -m pytest -m "medium or not medium" -k finetune_stage"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from stores import CATEGORIES, DIM, ROOT, VOCAB, make_project, small_params
+
+from framefold.models.registry import build_model, save_model
+from framefold.params.base import validate
+from framefold.params.finetune import CheckpointParams
+from framefold.params.models import SingleStreamParams, StudentParams
+from framefold.training.classifiers import kept_epochs
+
+ITEM = "finetune@single_stream-0"
+OUTPUT = Path("models/finetune/single_stream/0")
+STAGE = ["-m", "stages.finetune", "--arch", "single_stream", "--fold", "0"]
+# The stage with a resume that forgets the state of the random numbers
+FORGETFUL = """
+import runpy, sys
+import framefold.training.loop as loop
+loop.restore_rng = lambda state: None
+sys.argv = ["finetune", "--arch", "single_stream", "--fold", "0"]
+runpy.run_module("stages.finetune", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("select", "scores", "kept"),
+    [("last", [0.9, 0.1, 0.2], [1, 2]), ("top", [0.9, 0.1, 0.2], [0, 2]), ("top", [0.5, 0.5, 0.5], [1, 2])],
+)
+def test_kept_checkpoints_are_the_last_or_the_best(select, scores, kept):
+    assert kept_epochs(scores, CheckpointParams(keep=2, select=select)) == kept
+
+
+def project(root: Path) -> Path:
+    """Stores and a pretrained student with random weights."""
+    params = small_params()
+    make_project(root, params)
+    student = validate(StudentParams, params["student"], "student", "params.yaml")
+    size = validate(SingleStreamParams, params["models"]["single_stream"], "models", "params.yaml")
+    torch.manual_seed(3)
+    (root / "models/pretrain/single_stream/all").mkdir(parents=True)
+    model = build_model("single_stream", student.text, size, VOCAB, DIM, len(CATEGORIES))
+    save_model(root / "models/pretrain/single_stream/all", model)
+    return root
+
+
+def start(root: Path, arguments: list[str]) -> subprocess.Popen:
+    """Saves after every step, so that a kill falls between two saves or into one."""
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FRAMEFOLD_CHECKPOINT_SECONDS": "0"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")} | own
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_after(process: subprocess.Popen, root: Path, saves: int) -> None:
+    """SIGKILL as soon as checkpoint number `saves` is there."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        numbers = [int(path.name.split("-")[1]) for path in (root / ".scratch" / ITEM).glob("checkpoint-*.pt")]
+        if max(numbers, default=-1) >= saves:
+            break
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / OUTPUT).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, bytes]:
+    root = project(tmp_path_factory.mktemp("whole"))
+    finish(start(root, STAGE))
+    assert not (root / ".scratch" / ITEM).exists()
+    return content(root)
+
+
+@pytest.mark.medium
+def test_a_killed_finetune_resumes_to_the_same_bytes(tmp_path, uninterrupted):
+    root = project(tmp_path)
+    for saves in (3, 12):  # in the first epoch, then in a later one
+        kill_after(start(root, STAGE), root, saves)
+        assert not (root / OUTPUT).exists()
+    assert "resumed" in finish(start(root, STAGE))
+    assert content(root) == uninterrupted
+
+
+@pytest.mark.medium
+def test_a_resume_that_forgets_the_random_numbers_is_noticed(tmp_path, uninterrupted):
+    root = project(tmp_path)
+    kill_after(start(root, STAGE), root, 12)
+    assert "resumed" in finish(start(root, ["-c", FORGETFUL]))
+    found = content(root)
+    assert found.keys() == uninterrupted.keys()
+    assert found != uninterrupted
+
+
+@pytest.mark.medium
+def test_a_student_of_another_size_is_refused_by_name(tmp_path):
+    root = project(tmp_path)
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    (root / "params.yaml").write_text(text.replace("intermediate: 64", "intermediate: 96"), encoding="utf-8")
+    process = start(root, STAGE)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "intermediate_size is 64 there and 96 here" in output.splitlines()[-1]

@@ -1,0 +1,202 @@
+"""Each objective against an independent computation: .venv/bin/python -m pytest tests/test_objectives.py"""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from framefold.objectives.classification import accuracy, cross_entropy
+from framefold.objectives.distillation import agreement, soft_cross_entropy
+from framefold.objectives.itc import info_nce, retrieval_accuracy
+from framefold.objectives.itm import matching_accuracy, matching_loss, mismatched_pairs
+from framefold.objectives.mfm import frame_nce, mask_frames
+from framefold.objectives.mlm import mask_tokens, masked_token_loss
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+SPECIAL = np.array([PAD, UNK, CLS, SEP, MASK])
+VOCAB = 1000
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+
+
+def texts(n: int, lengths: list[int], width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """[CLS] title [SEP] asr [SEP] padding, with the given numbers of tokens in turn."""
+    rng = np.random.default_rng(seed)
+    ids, mask = np.zeros((n, width), np.int64), np.zeros((n, width), bool)
+    for row in range(n):
+        size = lengths[row % len(lengths)]
+        tokens = rng.integers(5, VOCAB, size)
+        text = np.concatenate([[CLS], tokens[: size // 2], [SEP], tokens[size // 2 :], [SEP]])
+        ids[row, : len(text)], mask[row, : len(text)] = text, True
+    return ids, mask
+
+
+def masked(
+    ids: np.ndarray, mask: np.ndarray, keys: np.ndarray | None = None, **changed
+) -> tuple[np.ndarray, np.ndarray]:
+    settings = {"rate": 0.2, "max_ngram": 3, "seed": 0, "epoch": 0} | changed
+    keys = np.arange(len(ids)) if keys is None else keys
+    return mask_tokens(ids, mask, special=SPECIAL, mask_id=MASK, vocab_size=VOCAB, keys=keys, **settings)
+
+
+def test_classification_is_cross_entropy_with_smoothed_targets():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 5)).astype(np.float32), rng.integers(0, 5, 6)
+    target = 0.9 * np.eye(5)[labels] + 0.1 / 5
+    expected = -(target * log_softmax(logits)).sum(1).mean()
+    assert float(cross_entropy(torch.tensor(logits), torch.tensor(labels), 0.1)) == pytest.approx(expected, rel=1e-5)
+    assert float(accuracy(torch.tensor(logits), torch.tensor(labels))) == np.mean(logits.argmax(1) == labels)
+
+
+def test_distillation_ignores_rows_without_a_soft_label():
+    rng = np.random.default_rng(1)
+    logits, soft = rng.normal(size=(6, 5)).astype(np.float32), rng.dirichlet(np.ones(5), 6).astype(np.float32)
+    soft[[1, 4]] = 0
+    rows = [0, 2, 3, 5]
+    expected = -(soft[rows] * log_softmax(logits[rows])).sum(1).mean()
+    assert float(soft_cross_entropy(torch.tensor(logits), torch.tensor(soft))) == pytest.approx(expected, rel=1e-5)
+    same = np.mean(logits[rows].argmax(1) == soft[rows].argmax(1))
+    assert float(agreement(torch.tensor(logits), torch.tensor(soft))) == pytest.approx(same)
+    assert float(soft_cross_entropy(torch.tensor(logits), torch.zeros(6, 5))) == 0
+
+
+def test_contrast_is_the_mean_of_both_directions():
+    rng = np.random.default_rng(2)
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 7, 4)))
+    similarity = a @ b.T * 14.0
+    diagonal = np.arange(7)
+    expected = (
+        -(log_softmax(similarity)[diagonal, diagonal].mean() + log_softmax(similarity.T)[diagonal, diagonal].mean()) / 2
+    )
+    found = info_nce(torch.tensor(a), torch.tensor(b), torch.tensor(14.0))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(retrieval_accuracy(torch.tensor(a), torch.tensor(a))) == 1
+
+
+def test_matching_weighs_matched_and_mismatched_pairs_the_same():
+    matched, mismatched = np.array([2.0, -1.0, 0.5, 3.0]), np.array([-2.0, 1.0])
+    positive = -np.log(1 / (1 + np.exp(-matched))).mean()
+    negative = -np.log(1 - 1 / (1 + np.exp(-mismatched))).mean()
+    pair = torch.tensor(matched), torch.tensor(mismatched)
+    assert float(matching_loss(*pair)) == pytest.approx((positive + negative) / 2, rel=1e-6)
+    assert float(matching_accuracy(*pair)) == pytest.approx((3 / 4 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("share", "size", "count"), [(0.25, 2, 1), (1.0, 2, 2), (0.25, 9, 3), (1.0, 9, 9), (1.0, 1, 0)]
+)
+def test_a_video_is_never_mismatched_with_itself(share, size, count):
+    rows, partners = mismatched_pairs(share, size, torch.device("cpu"))
+    assert len(set(rows.tolist())) == len(set(partners.tolist())) == count
+    assert not torch.any(partners == rows)
+
+
+def test_mismatched_rows_are_spread_over_a_batch_sorted_by_length():
+    rows, _ = mismatched_pairs(0.25, 128, torch.device("cpu"))
+    assert rows.float().mean() == pytest.approx(63.5, abs=2)
+
+
+def test_frame_contrast_has_all_real_frames_as_candidates():
+    rng = np.random.default_rng(3)
+    guess, frames = rng.normal(size=(3, 6)).astype(np.float32), rng.normal(size=(3, 4, 6)).astype(np.float32)
+    real = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+    hidden = np.array([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+    unit = frames[real] / np.linalg.norm(frames[real], axis=1, keepdims=True)
+    losses = []
+    for vector, row, place in zip(guess, *np.nonzero(hidden), strict=True):
+        logits = unit @ (vector / np.linalg.norm(vector)) / 0.1
+        own = int(real.flatten()[: row * 4 + place].sum())
+        losses.append(-log_softmax(logits)[own])
+    tensors = [torch.tensor(x) for x in (guess, frames, real, hidden)]
+    assert float(frame_nce(*tensors, temperature=0.1)) == pytest.approx(np.mean(losses), rel=1e-5)
+    padding = tensors[1].clone()
+    padding[~tensors[2]] = 1e3
+    assert float(frame_nce(tensors[0], padding, *tensors[2:], temperature=0.1)) == pytest.approx(
+        np.mean(losses), rel=1e-5
+    )
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    assert float(frame_nce(tensors[0][:0], *tensors[1:3], nothing, temperature=0.1)) == 0
+
+
+def test_hidden_frames_are_real_and_as_many_as_the_rate_says():
+    real = np.arange(6)[None] < np.random.default_rng(0).integers(0, 7, 20_000)[:, None]
+    hidden = mask_frames(real, 0.3, seed=0, epoch=0, keys=np.arange(20_000))
+    assert not np.any(hidden & ~real)
+    assert hidden.sum() / real.sum() == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.4])
+def test_the_share_of_hidden_tokens_is_the_rate(rate):
+    ids, mask = texts(4000, [40, 33], 48)
+    _, chosen = masked(ids, mask, rate=rate)
+    assert chosen.sum() / (mask & ~np.isin(ids, SPECIAL)).sum() == pytest.approx(rate, abs=0.002)
+
+
+def test_hidden_tokens_become_mask_random_or_stay_80_10_10():
+    ids, mask = texts(4000, [40], 48)
+    hidden, chosen = masked(ids, mask)
+    after, before = hidden[chosen], ids[chosen]
+    assert np.mean(after == MASK) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(after == before) == pytest.approx(0.1, abs=0.01)
+    assert np.mean((after != before) & (after != MASK)) == pytest.approx(0.1, abs=0.01)
+    assert not np.isin(after[after != MASK], SPECIAL).any()
+    assert np.array_equal(hidden[~chosen], ids[~chosen])
+
+
+def test_special_tokens_and_padding_are_never_hidden_and_every_text_loses_a_token():
+    ids, mask = texts(3000, [0, 1, 2, 3, 30], 40)
+    hidden, chosen = masked(ids, mask, rate=0.01)
+    assert not chosen[np.isin(ids, SPECIAL) | ~mask].any()
+    has_text = (mask & ~np.isin(ids, SPECIAL)).any(1)
+    assert np.array_equal(chosen.any(1), has_text)
+    assert np.array_equal(hidden[~has_text], ids[~has_text])
+
+
+def test_masks_come_in_spans_up_to_max_ngram():
+    ids, mask = texts(3000, [46], 50)
+    single, spans = (masked(ids, mask, rate=0.1, max_ngram=n)[1] for n in (1, 4))
+    neighbours = [float((c[:, 1:] & c[:, :-1]).sum() / c.sum()) for c in (single, spans)]
+    assert neighbours[0] < 0.12  # chance
+    assert neighbours[1] > 0.35
+
+
+def test_masks_of_a_video_do_not_depend_on_its_neighbours_or_padding():
+    ids, mask = texts(32, [5, 20, 12], 24)
+    keys = np.random.default_rng(0).integers(-(2**62), 2**62, 32)
+    hidden, chosen = masked(ids, mask, keys)
+    alone = masked(ids[8:9, :16], mask[8:9, :16], keys[8:9])
+    assert np.array_equal(hidden[8, :16], alone[0][0])
+    assert np.array_equal(chosen[8, :16], alone[1][0])
+
+
+def test_masks_change_with_epoch_seed_and_video():
+    ids, mask = texts(1, [40], 48)
+    ids, mask = np.repeat(ids, 2, 0), np.repeat(mask, 2, 0)
+    base = masked(ids, mask)[1]
+    assert not np.array_equal(base[0], base[1])
+    assert not np.array_equal(base, masked(ids, mask, epoch=1)[1])
+    assert not np.array_equal(base, masked(ids, mask, seed=1)[1])
+
+
+def test_masking_costs_less_than_30_microseconds_a_video():
+    ids, mask = texts(128, [42], 48)
+    masked(ids, mask)
+    best = min(_seconds(lambda: masked(ids, mask)) for _ in range(20))
+    assert best / 128 < 30e-6
+
+
+def _seconds(action) -> float:
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def test_masked_token_loss_is_the_mean_over_chosen_positions():
+    rng = np.random.default_rng(5)
+    logits, targets = rng.normal(size=(9, 11)).astype(np.float32), rng.integers(0, 11, 9)
+    expected = -log_softmax(logits)[np.arange(9), targets].mean()
+    assert float(masked_token_loss(torch.tensor(logits), torch.tensor(targets))) == pytest.approx(expected, rel=1e-5)
+    assert float(masked_token_loss(torch.zeros(0, 11), torch.zeros(0, dtype=torch.int64))) == 0
