@@ -18,7 +18,6 @@ from framefold.storage import read_json, read_parquet
 
 TOKENIZER = Path("models/tokenizer")
 CATEGORIES = Path("data/samples/categories.json")
-Labeled = Folds  # a labelled video is known by its fold
 
 
 @dataclass(frozen=True)

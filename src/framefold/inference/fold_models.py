@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from framefold.data.videos import HOLDOUT, Labeled, Videos
+from framefold.data.folds import Folds
+from framefold.data.videos import HOLDOUT, Videos
 from framefold.inference.predict import iterate_logits
 from framefold.inference.predictions import mean_logits, read_predictions, write_predictions
 from framefold.inference.weight_averaging import averaged_model, kept_checkpoints
@@ -28,7 +29,7 @@ class Predictor:
 
     labeled: Videos
     test: Videos
-    folds: Labeled
+    folds: Folds
     inputs: InputParams
     batch_size: int
     device: torch.device

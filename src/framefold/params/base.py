@@ -33,12 +33,16 @@ def read(path: Path | str = PARAMS_FILE) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); run from the project's root") from None
+        raise UserError(
+            f"{path}: cannot be read ({' '.join(str(error).split())}); run from the project's root"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of parameter groups")
     unknown, missing = sorted(content.keys() - TOP_LEVEL_KEYS), sorted(TOP_LEVEL_KEYS - content.keys())
     if unknown or missing:
-        raise UserError(f"{path}: unknown keys {unknown}, missing keys {missing}; compare with the committed params.yaml")
+        raise UserError(
+            f"{path}: unknown keys {unknown}, missing keys {missing}; compare with the committed params.yaml"
+        )
     return content
 
 

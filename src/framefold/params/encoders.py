@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from framefold.params.base import Group
+from framefold.params.training import OptimizationParams
 
 
 class NormalizationParams(Group):
@@ -12,27 +13,26 @@ class NormalizationParams(Group):
     std: tuple[float, float, float]
 
 
-class AdaptParams(Group):
-    """Contrastive training on frame-title pairs of the unlabelled pool; 0 epochs: the tower as it came."""
+class AdaptParams(OptimizationParams):
+    """Contrastive training on frame-title pairs of the unlabelled pool; the batch holds the negatives of its pairs."""
 
-    epochs: NonNegativeInt
-    batch_size: PositiveInt  # contrastive batch: every other title in it is a negative
+    epochs: NonNegativeInt  # 0, and timm towers: the tower as it came
     lr: float = Field(gt=0)  # of the vision tower
     text_lr: float = Field(gt=0)  # of the text side, which starts from scratch
-    weight_decay: float = Field(ge=0)
-    warmup: float = Field(ge=0, lt=1)
-    embed_dim: PositiveInt
+    embed_dim: PositiveInt  # of a token, on the text side
     max_tokens: PositiveInt  # of the title
+    min_crop: float = Field(gt=0, le=1)  # augmentation: least share of the frame's area in a random crop
+    temperature: float = Field(gt=0)  # initial value; learned
 
 
 class EncoderParams(Group):
     library: Literal["open_clip", "timm"]
     name: str | None  # model name in that library, e.g. ViT-B-16 or mobilenetv2_100; null with `config`
-    config: dict[str, Any] | None  # open_clip: a model config in place of a name
-    pretrained: str | None  # open_clip's pretrained tag (downloads)
-    weights: str | None  # local weights file: state dict (.safetensors, .pt, .bin) or TorchScript archive
+    config: dict[str, Any] | None  # open_clip: embed_dim, vision_cfg (and quick_gelu) in place of a name
+    pretrained: str | None  # the library's pretrained tag (downloads)
+    weights: str | None  # local weights file: state dict (.safetensors, .pt, .bin) or OpenAI's TorchScript archive
     sha256: str | None  # of the weights file; checked when given
-    kwargs: dict[str, Any]  # overrides of the model's constructor
+    kwargs: dict[str, Any]  # timm: arguments of the constructor; open_clip: laid over the model's config
     normalization: NormalizationParams | None  # null: the encoder's own
     image_size: PositiveInt | None  # null: the encoder's own
     max_frames: PositiveInt  # at most this many, uniformly spaced, are encoded per video
@@ -43,6 +43,10 @@ class EncoderParams(Group):
     def one_source(self) -> "EncoderParams":
         if (self.name is None) == (self.config is None):
             raise ValueError("give exactly one of name and config")
+        if self.library == "timm" and self.config is not None:
+            raise ValueError("a timm encoder is given by name; config is for open_clip")
         if self.pretrained and self.weights:
             raise ValueError("give at most one of pretrained and weights")
+        if self.pretrained and self.name is None:
+            raise ValueError("pretrained needs a name")
         return self

@@ -1,0 +1,54 @@
+"""The `framefold` command: `manifest`, `profile`, `predict`. The pipeline itself is run by `dvc repro`."""
+
+import argparse
+from pathlib import Path
+
+from framefold.errors import command
+
+# Each handler imports its own part of the library: `framefold --help` answers at once, and `profile` needs no torch.
+
+
+def manifest(arguments: argparse.Namespace) -> None:
+    from framefold.data.manifest import write_manifest
+
+    write_manifest(arguments.dir)
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    from framefold.params.profiles import apply_profile
+
+    apply_profile(arguments.name, arguments.overrides)
+    print(f"params.yaml now holds profile {arguments.name}; `git diff params.yaml` shows it, `dvc repro` runs it")
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    from framefold.inference.predict_command import run
+
+    run(data=arguments.data, out=arguments.out, bundle=arguments.bundle)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="framefold", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    part = commands.add_parser("manifest", help="index the frames of a data root, once and after every change")
+    part.add_argument("dir", type=Path, metavar="DIR", help="folder with annotations/ and zip_frames/ or zip_feats/")
+    part.set_defaults(handler=manifest)
+
+    part = commands.add_parser("profile", help="merge profiles/NAME.yaml and overrides into params.yaml")
+    part.add_argument("name", metavar="NAME", help="smoke, scratch, wechat, or your own file in profiles/")
+    part.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.root=DIR finetune.epochs=5")
+    part.set_defaults(handler=profile)
+
+    part = commands.add_parser("predict", help="label new videos with a finished ensemble")
+    part.add_argument("--data", type=Path, required=True, metavar="DIR", help="annotations/test.json and its frames")
+    part.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV without header: id,category_id")
+    part.add_argument("--bundle", type=Path, default=Path("models/ensemble"), metavar="DIR")
+    part.set_defaults(handler=predict)
+    return parser
+
+
+@command
+def main() -> None:
+    arguments = build_parser().parse_args()
+    arguments.handler(arguments)

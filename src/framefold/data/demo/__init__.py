@@ -1,0 +1,1 @@
+"""The built-in demo data: a miniature of the problem, drawn from a stated generative model (docs/demo.md)."""

@@ -1,0 +1,157 @@
+"""All of params.yaml at once: every group against its model, then what must fit together across groups.
+
+Stages load their own groups only, so that a change in one re-runs no other; this is for when the whole file is at hand.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from framefold.errors import UserError
+from framefold.params.average_weights import AverageWeightsParams
+from framefold.params.base import PARAMS_FILE, Group, validate, value_at
+from framefold.params.data import DataParams
+from framefold.params.demo import DemoParams
+from framefold.params.encoders import EncoderParams
+from framefold.params.ensemble import EnsembleParams
+from framefold.params.finetune import FinetuneParams
+from framefold.params.ingest import IngestParams
+from framefold.params.models import DualStreamParams, InputParams, SingleStreamParams, StudentParams, TextModelParams
+from framefold.params.pretrain import PretrainParams
+from framefold.params.pseudo_label import PseudoLabelParams
+from framefold.params.reference import ReferenceParams
+from framefold.params.reweight import ReweightParams
+from framefold.params.split import SplitParams
+from framefold.params.teacher import TeacherParams
+from framefold.params.text import TextParams
+
+GROUPS: tuple[type[Group], ...] = (
+    DataParams,
+    DemoParams,
+    IngestParams,
+    SplitParams,
+    TextParams,
+    StudentParams,
+    SingleStreamParams,
+    DualStreamParams,
+    TeacherParams,
+    PseudoLabelParams,
+    PretrainParams,
+    FinetuneParams,
+    AverageWeightsParams,
+    ReweightParams,
+    ReferenceParams,
+    EnsembleParams,
+)
+
+Arch = Literal["single_stream", "dual_stream"]
+Split = Literal["labeled", "unlabeled", "test"]
+SPECIAL_TOKENS = 4  # [CLS] and one [SEP] after each of title, asr, ocr
+
+
+class RunParams(Group):
+    """The values at the top of params.yaml that belong to no group."""
+
+    seed: int
+    precision: Literal["auto", "fp32", "bf16"]
+    splits: list[Split]
+    archs: list[Arch]
+    folds: list[int]
+    encoders: dict[str, Any]
+    models: dict[Arch, Any]
+
+
+def validate_all(params: dict[str, Any], path: Path | str = PARAMS_FILE) -> None:
+    """Raise one UserError that names the first value of `params` (params.yaml as plain values) that cannot work."""
+    own = {key: value_at(params, key, path) for key in RunParams.model_fields}
+    run = validate(RunParams, own, "params", path)
+    groups = {group: validate(group, value_at(params, group.key, path), group.key, path) for group in GROUPS}
+    encoders = {name: validate(EncoderParams, value, f"encoders.{name}", path) for name, value in run.encoders.items()}
+    for problem in _contradictions(run, groups, encoders):
+        raise UserError(f"{path}: {problem}")
+
+
+def _contradictions(
+    run: RunParams, groups: dict[type[Group], Any], encoders: dict[str, EncoderParams]
+) -> Iterator[str]:
+    split, teacher, student, text = (groups[g] for g in (SplitParams, TeacherParams, StudentParams, TextParams))
+    yield from _lists(run)
+    yield from _subset("folds", run.folds, split.n_folds, "split.n_folds")
+    yield from _subset("teacher.folds", teacher.folds, teacher.n_folds, "teacher.n_folds")
+    if teacher.n_folds > split.n_folds:
+        yield f"teacher.n_folds is {teacher.n_folds}, above split.n_folds, {split.n_folds}; some would hold out nothing"
+    yield from _data(groups[DataParams], groups[DemoParams])
+    yield from _checkpoints(groups[FinetuneParams], groups[AverageWeightsParams])
+    yield from _distillation(groups[PretrainParams], run, teacher)
+    for name, model in (("student", student), ("teacher", teacher)):
+        yield from _encoder(name, model.encoder, model.inputs, encoders)
+        yield from _lengths(name, model.inputs, model.text, text.max_tokens)
+    sizes, heads = student.text.sizes, groups[DualStreamParams].heads
+    if sizes is not None and sizes.hidden % heads:
+        yield f"student.text.sizes.hidden is {sizes.hidden}, not divisible by models.dual_stream.heads, {heads}"
+
+
+def _lists(run: RunParams) -> Iterator[str]:
+    lists: tuple[tuple[str, Sequence[object]], ...] = (
+        ("splits", run.splits),
+        ("archs", run.archs),
+        ("folds", run.folds),
+    )
+    for name, values in lists:
+        if not values or len(set(values)) < len(values):
+            yield f"{name} is {list(values)}; give at least one, each once"
+    if set(run.splits) != set(get_args(Split)):
+        yield f"splits must be {list(get_args(Split))}"
+    for arch in run.archs:
+        if arch not in run.models:
+            yield f"archs names {arch}, which is not under models"
+
+
+def _subset(name: str, folds: list[int], n_folds: int, bound: str) -> Iterator[str]:
+    if not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):
+        yield f"{name} is {folds}; give some of 0..{n_folds - 1} ({bound} is {n_folds}), each once"
+
+
+def _data(data: DataParams, demo: DemoParams) -> Iterator[str]:
+    if data.generated not in ([], ["demo"]):
+        yield f"data.generated is {data.generated}; give [demo] or []"
+    if data.generated and data.root != "data/demo":
+        yield f"data.root is {data.root}, but data.generated builds data/demo; set data.generated=[] for your own data"
+    if demo.min_frames > demo.max_frames:
+        yield f"demo.min_frames is {demo.min_frames}, above demo.max_frames, {demo.max_frames}"
+
+
+def _checkpoints(finetune: FinetuneParams, average: AverageWeightsParams) -> Iterator[str]:
+    if average.last > finetune.checkpoints.keep:
+        yield f"average_weights.last is {average.last}, but finetune.checkpoints.keep is {finetune.checkpoints.keep}"
+
+
+def _distillation(pretrain: PretrainParams, run: RunParams, teacher: TeacherParams) -> Iterator[str]:
+    for arch in run.archs:
+        if arch not in pretrain.weights:
+            yield f"pretrain.weights.{arch} is missing; archs names {arch}"
+    missing = sorted({fold % teacher.n_folds for fold in run.folds} - set(teacher.folds))
+    if pretrain.per_fold and missing:
+        yield f"pretrain.per_fold needs the teachers {missing} of your folds; add them to teacher.folds"
+
+
+def _encoder(name: str, encoder: str, inputs: InputParams, encoders: dict[str, EncoderParams]) -> Iterator[str]:
+    if encoder not in encoders:
+        yield f"{name}.encoder is {encoder}, which is not under encoders ({', '.join(encoders)})"
+    elif inputs.max_frames > encoders[encoder].max_frames:
+        stored = encoders[encoder].max_frames
+        yield f"{name}.inputs.max_frames is {inputs.max_frames}, but encoders.{encoder}.max_frames stores only {stored}"
+
+
+def _lengths(name: str, inputs: InputParams, text: TextModelParams, max_tokens: int) -> Iterator[str]:
+    for segment in ("title", "asr", "ocr"):
+        if getattr(inputs, segment) > max_tokens:
+            yield f"{name}.inputs.{segment} is {getattr(inputs, segment)}, but text.max_tokens stores only {max_tokens}"
+    if text.sizes is None:
+        return
+    tokens, positions = SPECIAL_TOKENS + inputs.title + inputs.asr + inputs.ocr, text.sizes.max_positions
+    longest = max(tokens, 1 + inputs.max_frames)  # frames count their positions anew, after dual_stream's learned query
+    if longest > positions:
+        yield f"{name}.inputs need {longest} positions, but {name}.text.sizes.max_positions is {positions}"
+    if text.sizes.hidden % text.sizes.heads:
+        yield f"{name}.text.sizes.hidden is {text.sizes.hidden}, not divisible by heads, {text.sizes.heads}"

@@ -1,0 +1,85 @@
+"""Adapting a vision tower to the pool: contrast of frames and titles, as in CLIP (Radford et al. 2021).
+
+The title's side is a mean of token vectors and a small MLP, thrown away afterwards. The vectors start from latent
+semantic analysis of the pool's own text (Deerwester et al. 1990): with topics known from the first step a few thousand
+titles teach a tower; with random vectors they are learned by heart.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from framefold.data.batches import Batch
+from framefold.models.vision import VisionEncoder
+from framefold.objectives.itc import info_nce, retrieval_accuracy
+
+
+class TitleEncoder(nn.Module):
+    """Token ids (B, T), mask (B, T) -> (B, D), whatever the order of the tokens. token_vectors (V, E)."""
+
+    def __init__(self, token_vectors: npt.NDArray[np.float32], dim: int):
+        super().__init__()
+        embed_dim = token_vectors.shape[1]
+        self.embedding = nn.Embedding.from_pretrained(torch.from_numpy(token_vectors), freeze=True)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.project = nn.Sequential(nn.Linear(embed_dim, 2 * embed_dim), nn.GELU(), nn.Linear(2 * embed_dim, dim))
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        summed = (self.embedding(input_ids) * mask.unsqueeze(-1)).sum(1)  # (B, E); norm makes a mean of it
+        projected: Tensor = self.project(self.norm(summed))
+        return projected
+
+
+class ContrastiveModel(nn.Module):
+    """A vision encoder, a title encoder that ends in the same space, and the inverse temperature, learned as a log."""
+
+    def __init__(self, encoder: VisionEncoder, token_vectors: npt.NDArray[np.float32], temperature: float):
+        super().__init__()
+        self.encoder = encoder
+        self.titles = TitleEncoder(token_vectors, encoder.dim)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Unit vectors (B, D) of frames and titles, float32."""
+        images = self.encoder(self.encoder.normalize(batch["pixels"]))
+        titles = self.titles(batch["input_ids"], batch["text_mask"])
+        return F.normalize(images.float(), dim=-1), F.normalize(titles.float(), dim=-1)
+
+
+class ContrastiveTask:
+    """Symmetric InfoNCE over the global batch: titles of all processes are negatives."""
+
+    whole_batch = True
+
+    def __init__(self, model: ContrastiveModel):
+        self.model: nn.Module = model
+        self.log_scale = model.log_scale
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        images, titles = (gather(rows, batch["has_frame"]) for rows in self.model(batch))
+        loss = info_nce(images, titles, self.log_scale.exp())
+        return loss, {
+            "retrieval_accuracy": retrieval_accuracy(images, titles),
+            "scale": self.log_scale.detach().exp(),
+        }
+
+    def role_of(self, name: str) -> str:
+        return "vision" if name.startswith("encoder.") else "text"
+
+
+def gather(rows: Tensor, valid: Tensor) -> Tensor:
+    """The valid rows (B, D) of all processes, in order of rank, with gradients to each; parts may differ in size."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return rows[valid]
+    longest = torch.tensor(len(rows), device=rows.device)
+    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+    missing = int(longest) - len(rows)
+    all_rows = torch.cat(all_gather(F.pad(rows, (0, 0, 0, missing))))
+    all_valid = torch.cat(all_gather(F.pad(valid, (0, missing)).to(rows.dtype)))
+    return all_rows[all_valid.bool()]

@@ -1,0 +1,207 @@
+"""Frame features: interrupted = uninterrupted, whatever the workers; what cannot be decoded is counted, never fatal.
+
+pytest tests/test_extract_frames.py
+"""
+
+import io
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mini_root import MiniRoot, jpeg
+
+from framefold.data import extraction
+from framefold.data.features import FeatureStore
+from framefold.data.manifest import write_manifest
+from framefold.models.vision import FrameEncoder, load_encoder, load_vision_encoder, save_encoder
+from framefold.params.base import load
+from framefold.params.encoders import EncoderParams
+from framefold.storage import write_json
+from stages import extract_frames, ingest
+
+SMALL = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+TARGET = Path("data/features/small/unlabeled")
+BROKEN = b"\xff\xd8 this is no picture"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+@pytest.fixture
+def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniRoot:
+    monkeypatch.setenv("FRAMEFOLD_DEVICE", "cpu")
+    monkeypatch.setattr(extraction, "SHARD_VIDEOS", 4)
+    return MiniRoot(tmp_path, monkeypatch).fill(labeled=20, others=10)
+
+
+def prepare(mini: MiniRoot) -> None:
+    """Samples and an encoder of random weights."""
+    mini.finish(encoders__small__config=SMALL, encoders__small__adapt__epochs=0, encoders__small__batch_size=3)
+    sys.argv = ["ingest"]
+    ingest.main()
+    torch.manual_seed(0)
+    save_encoder("models/clip/small", load_vision_encoder(load(EncoderParams, "encoders.small")), adapted_epochs=0)
+
+
+def run() -> None:
+    sys.argv = ["extract_frames", "--encoder", "small", "--split", "unlabeled"]
+    extract_frames.main()
+
+
+def content() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(TARGET.iterdir())}
+
+
+@pytest.fixture
+def project(mini: MiniRoot) -> MiniRoot:
+    mini.write_zip("unlabeled", mini.add("unlabeled"), [jpeg(1), BROKEN, jpeg(2)])
+    mini.write_zip("unlabeled", mini.add("unlabeled"), [BROKEN])
+    mini.add("unlabeled", frames=[jpeg(seed) for seed in range(9)])
+    prepare(mini)
+    return mini
+
+
+def batches_encoded(monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) -> list[int]:
+    """Sizes of the batches that the encoder sees from now on; the run is killed at batch number `die_at`."""
+    sizes: list[int] = []
+    encode = FrameEncoder.__call__
+
+    def counted(self: FrameEncoder, pixels: np.ndarray) -> np.ndarray:
+        if len(sizes) == die_at:
+            raise Killed
+        sizes.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(FrameEncoder, "__call__", counted)
+    return sizes
+
+
+def test_rows_are_those_of_the_samples(project: MiniRoot) -> None:
+    run()
+    assert FeatureStore(TARGET).ids.equals(pq.read_table("data/samples/unlabeled.parquet").column("id"))
+
+
+def test_features_are_those_of_the_encoder(project: MiniRoot) -> None:
+    """Straight from the images, one by one, without batches, shards or workers; frames spaced uniformly."""
+    run()
+    encoder, store = load_encoder("models/clip/small"), FeatureStore(TARGET)
+    for row, seeds in ((10, [1, 2]), (12, [0, 2, 3, 5, 6, 8])):
+        pixels = np.stack([encoder.preprocess.pixels(jpeg(seed)) for seed in seeds])
+        with torch.no_grad():
+            expected = encoder(encoder.normalize(torch.from_numpy(pixels))).numpy()
+        np.testing.assert_allclose(store.frames(row), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_broken_frames_are_skipped_and_counted(project: MiniRoot) -> None:
+    run()
+    store, rejected = FeatureStore(TARGET), pq.read_table(TARGET / "rejected.parquet").to_pydict()
+    assert store.counts[10:12].tolist() == [2, 0]
+    assert rejected["id"] == store.ids.to_pylist()[10:12]
+    assert rejected["member"] == ["0001.jpg", "0000.jpg"]
+    assert all(rejected["reason"])
+
+
+def test_interrupted_ends_with_the_same_bytes(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second shard: the first is not encoded again, and the store is that of an unbroken run."""
+    with monkeypatch.context() as patch:
+        sizes = batches_encoded(patch)
+        run()
+    expected = content()
+    with monkeypatch.context() as patch:
+        batches_encoded(patch, die_at=4)
+        with pytest.raises(Killed):
+            run()
+    with monkeypatch.context() as patch:
+        left = batches_encoded(patch)
+        run()
+    assert content() == expected
+    assert 0 < len(left) < len(sizes)
+
+
+def test_batches_across_shards_would_show(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check above can fail: when a resumed run cuts its batches elsewhere, the sizes differ."""
+    sizes = batches_encoded(monkeypatch)
+    run()
+    counts = FeatureStore(TARGET).counts
+    frames = [int(counts[start : start + 4].sum()) for start in range(0, len(counts), 4)]
+    assert sizes == [min(3, n - first) for n in frames for first in range(0, n, 3)]
+
+
+def test_workers_do_not_change_a_byte(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    expected = content()
+    monkeypatch.setenv("FRAMEFOLD_WORKERS", "2")
+    run()
+    assert content() == expected
+
+
+def test_a_zip_changed_after_the_manifest_stops(project: MiniRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    project.write_zip("unlabeled", project.records["unlabeled"][0]["id"], [jpeg(77)])
+    with pytest.raises(SystemExit):
+        run()
+    assert "framefold manifest" in capsys.readouterr().err
+    assert not TARGET.exists()
+
+
+def test_a_split_without_any_frame_is_legal(mini: MiniRoot) -> None:
+    for record in mini.records["unlabeled"]:
+        mini.write_zip("unlabeled", record["id"], [])
+    prepare(mini)
+    run()
+    store = FeatureStore(TARGET)
+    assert store.counts.tolist() == [0] * 10
+    assert store.frames(3).shape == (0, 8)
+
+
+@pytest.fixture
+def given(mini: MiniRoot) -> dict[str, np.ndarray]:
+    """Layout zip_feats: features per id of the unlabelled videos; some are unusable."""
+    prepare(mini)
+    (mini.root / "zip_frames").rename(mini.root / "elsewhere")
+    ids = [record["id"] for record in mini.records["unlabeled"]]
+    rng = np.random.default_rng(0)
+    features = {video_id: rng.normal(size=(5, 8)).astype(np.float16) for video_id in ids}
+    features[ids[1]] = rng.normal(size=(20, 8)).astype(np.float16)
+    features[ids[2]][3, 3] = np.inf
+    features[ids[3]] = rng.normal(size=(5, 7)).astype(np.float16)
+    write_archives(mini.root, features)
+    config = {"recipe": None, "preprocess": None, "dim": 8, "weights_sha256": None, "adapted_epochs": 0}
+    write_json("models/clip/small/config.json", config)
+    return features
+
+
+def write_archives(root: Path, features: dict[str, np.ndarray]) -> None:
+    (root / "zip_feats").mkdir()
+    with zipfile.ZipFile(root / "zip_feats/unlabeled.zip", "w") as archive:
+        for video_id, array in features.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            archive.writestr(f"{video_id}.npy", buffer.getvalue())
+    write_manifest(root)
+
+
+def test_given_features_are_copied_and_checked(given: dict[str, np.ndarray]) -> None:
+    """At most max_frames, uniformly spaced; those that are not finite or of another size are rejects."""
+    run()
+    store, ids = FeatureStore(TARGET), list(given)
+    np.testing.assert_array_equal(store.frames(0), given[ids[0]])
+    np.testing.assert_array_equal(store.frames(1), given[ids[1]][[0, 4, 8, 11, 15, 19]])
+    assert store.counts[2:5].tolist() == [0, 0, 5]
+    assert pq.read_table(TARGET / "rejected.parquet").to_pydict()["reason"] == [
+        "features are not finite",
+        "7 dimensions in place of 8",
+    ]
+
+
+def test_an_encoder_of_frames_does_not_fit_given_features(
+    given: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_encoder("models/clip/small", load_vision_encoder(load(EncoderParams, "encoders.small")), adapted_epochs=0)
+    with pytest.raises(SystemExit):
+        run()
+    assert "zip_feats" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""params.yaml is typed, complete and refuses what cannot work. Run: .venv/bin/python -m pytest tests/test_params.py"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from framefold.errors import UserError
+from framefold.params.base import TOP_LEVEL_KEYS, load, read
+from framefold.params.encoders import EncoderParams
+from framefold.params.finetune import FinetuneParams
+from framefold.params.validation import GROUPS, RunParams, validate_all
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def params() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def changed(params: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    result = deepcopy(params)
+    block = result
+    *parents, last = key.split(".")
+    for parent in parents:
+        block = block[parent]
+    block[last] = value
+    return result
+
+
+def refusal(params: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        validate_all(params)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_committed_params_validate_as_a_whole(params):
+    validate_all(params)
+
+
+def test_every_top_level_key_is_validated_by_a_group():
+    covered = {group.key.split(".")[0] for group in GROUPS} | set(RunParams.model_fields)
+    assert covered == TOP_LEVEL_KEYS
+
+
+def fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        yield f"{model.__name__}.{name}", field
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from fields(part)
+
+
+def test_no_value_has_a_default_in_code():
+    with_defaults = [name for g in (*GROUPS, EncoderParams, RunParams) for name, f in fields(g) if not f.is_required()]
+    assert with_defaults == []
+
+
+def test_a_misspelt_key_is_refused_and_named(params):
+    assert "finetune.epochz" in refusal(changed(params, "finetune.epochz", 3))
+
+
+def test_a_misspelt_group_is_refused(tmp_path, params):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**params, "fine_tune": {}}))
+    with pytest.raises(UserError, match="fine_tune"):
+        read(path)
+
+
+def test_a_missing_value_is_named(params):
+    del params["teacher"]["training"]["epochs"]
+    assert "teacher.training.epochs" in refusal(params)
+
+
+def test_numbers_written_as_strings_are_numbers(tmp_path, params):
+    """PyYAML reads 3e-05 as a string; `dvc exp run -S` writes it so."""
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed(params, "finetune.lr.head", "3e-05")))
+    assert load(FinetuneParams, path=path).lr.head == 3e-05
+
+
+def test_words_where_numbers_belong_are_refused(params):
+    assert "finetune.lr.head" in refusal(changed(params, "finetune.lr.head", "fast"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("folds", [0, 5], "split.n_folds"),
+        ("folds", [], "folds"),
+        ("folds", [1, 1], "each once"),
+        ("archs", ["single_stream", "single_stream"], "archs"),
+        ("archs", ["triple_stream"], "archs"),
+        ("splits", ["labeled", "test"], "unlabeled"),
+        ("precision", "fp64", "precision"),
+        ("teacher.folds", [3], "teacher.n_folds"),
+        ("teacher.n_folds", 6, "split.n_folds"),
+        ("student.encoder", "large", "encoders"),
+        ("teacher.encoder", "large", "encoders"),
+        ("student.inputs.max_frames", 7, "encoders.small.max_frames"),
+        ("teacher.inputs.title", 129, "text.max_tokens"),
+        ("student.inputs.asr", 40, "max_positions"),
+        ("student.text.sizes.heads", 3, "not divisible"),
+        ("models.dual_stream.heads", 3, "not divisible"),
+        ("average_weights.last", 4, "finetune.checkpoints.keep"),
+        ("data.root", "data/other", "data.generated"),
+        ("data.generated", ["other"], "data.generated"),
+        ("demo.min_frames", 7, "demo.max_frames"),
+        ("encoders.small.name", "ViT-B-16", "exactly one"),
+        ("student.text.folder", "pretrained/bert", "exactly one"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(params, key, value, told):
+    assert told in refusal(changed(params, key, value))
+
+
+def test_honest_pretraining_needs_the_teachers_of_its_folds(params):
+    params = changed(changed(params, "pretrain.per_fold", True), "teacher.folds", [0, 1])
+    assert "teachers [2]" in refusal(params)

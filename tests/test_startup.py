@@ -1,0 +1,46 @@
+"""A DAG of 40 stages starts Python 40 times. Run: .venv/bin/python -m pytest -m medium tests/test_startup.py
+
+CPU seconds are measured, not the clock: a busy machine does not fail the test.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.medium
+
+ROOT = Path(__file__).resolve().parents[1]
+WITH_TORCH = {"adapt_clip", "train_teacher", "pseudo_label", "pretrain", "finetune", "average_weights"}
+SLOW_IMPORTS = ("torch", "torchvision", "open_clip", "timm", "sklearn", "scipy", "pandas", "transformers", "dvc")
+STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
+
+
+def start(module: str) -> tuple[float, set[str]]:
+    """CPU seconds that importing `module` takes a fresh Python, and which of SLOW_IMPORTS it brought."""
+    code = f"import json, sys, {module}; print(json.dumps([name for name in {SLOW_IMPORTS} if name in sys.modules]))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True
+    ).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime), set(json.loads(output))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_ready_within_three_seconds_or_one_without_torch(stage):
+    seconds, slow = start(f"stages.{stage}")
+    assert slow <= ({"torch"} if stage in WITH_TORCH else set())
+    assert seconds < (3 if "torch" in slow else 1)
+
+
+def test_a_slow_import_is_noticed():
+    """The measure can fail: sklearn is seen, and is not among what a stage may bring."""
+    seconds, slow = start("sklearn.svm")
+    assert {"sklearn", "scipy"} <= slow
+    assert seconds > 0.2
