@@ -22,6 +22,7 @@ from framefold.training.loop import TrainResult, train
 from framefold.training.pool import Pool, measure, open_pool
 from framefold.training.pretraining import Masking, PretrainingModel
 from framefold.training.tasks import PretrainingTask
+from framefold.training.text_start import start_from_topics
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def main() -> None:
                 pool = open_pool(student, teacher, params.held_out, seed)
                 seed_everything(seed)
                 model = build(arch, params, student, size, pool)
+                start_from_topics(model.backbone, student.text, pool.training.rows, seed)
                 result = pretrain(model, pool, params, seed, precision, own)
                 if is_main_process():
                     keep(scratch.folder / variant, result, pool, params, own)

@@ -9,6 +9,8 @@ import numpy as np
 
 from framefold.data.folds import teacher_fold
 from framefold.data.pseudo_labels import ORIGIN, check_teachers
+from framefold.data.samples import samples_path
+from framefold.data.topics import UNLABELED, pool_rows
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import command
 from framefold.inference.predictions import write_predictions
@@ -21,6 +23,7 @@ from framefold.storage import write_folder_aside, write_json
 from framefold.training.classifiers import FoldData, open_fold, train_classifier
 from framefold.training.curves import write_curves
 from framefold.training.loop import TrainResult
+from framefold.training.text_start import start_from_topics
 
 ARCH = "single_stream"
 log = logging.getLogger(__name__)
@@ -35,7 +38,13 @@ def main() -> None:
     load_runtime().apply_threads()
 
     stamp = {"teacher": params.model_dump(mode="json", exclude={"folds"}), "run": [seed, precision, fold]}
-    inputs = [FOLDS, CATEGORIES, *store_paths("labeled", params.encoder)]
+    inputs = [
+        FOLDS,
+        CATEGORIES,
+        UNLABELED,
+        *map(samples_path, ("unlabeled", "test")),
+        *store_paths("labeled", params.encoder),
+    ]
     with Scratch(f"train_teacher@{fold}", stage_fingerprint(stamp, inputs, [f"framefold.models.{ARCH}"])) as scratch:
         videos = open_videos("labeled", params.encoder)
         labeled = open_labeled(videos)
@@ -45,8 +54,10 @@ def main() -> None:
         check_teachers({fold: origin["trained_folds"]}, params.n_folds)
         seed_everything(seed)
         shape = videos.special.size, videos.features.dim, len(data.categories)
+        model = build_model(ARCH, params.text, params.model, *shape)
+        start_from_topics(model, params.text, pool_rows(labeled), seed)
         result = train_classifier(
-            build_model(ARCH, params.text, params.model, *shape),
+            model,
             data,
             params.training,
             label_smoothing=params.training.label_smoothing,

@@ -31,7 +31,15 @@ def small_params() -> dict[str, Any]:
     """The committed params at sizes that train in seconds."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     text = {"folder": None, "sha256": None}
-    text["sizes"] = {"layers": 1, "hidden": 32, "heads": 2, "intermediate": 64, "max_positions": 64, "dropout": 0.1}
+    text["sizes"] = {
+        "layers": 1,
+        "hidden": 32,
+        "heads": 2,
+        "intermediate": 64,
+        "max_positions": 64,
+        "dropout": 0.1,
+        "topics": False,
+    }
     params["student"]["text"], params["teacher"]["text"] = text, copy.deepcopy(text)
     params["precision"], params["folds"] = "fp32", [0, 1, 2]
     params["split"]["n_folds"], params["teacher"]["n_folds"], params["teacher"]["folds"] = 3, 3, [0, 1, 2]

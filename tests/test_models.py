@@ -23,7 +23,9 @@ Batch = dict[str, Tensor]
 
 
 def build(arch: str, dropout: float = 0.1, hidden: int = 32, layers: int = 2) -> Any:
-    sizes = TextSizes(layers=layers, hidden=hidden, heads=4, intermediate=64, max_positions=24, dropout=dropout)
+    sizes = TextSizes(
+        layers=layers, hidden=hidden, heads=4, intermediate=64, max_positions=24, dropout=dropout, topics=False
+    )
     params = {
         "single_stream": SingleStreamParams(head_hidden=16, dropout=dropout),
         "dual_stream": DualStreamParams(layers=3, heads=4, head_hidden=16, dropout=dropout),
@@ -186,7 +188,9 @@ def test_logits_are_float32_in_mixed_precision(model: Any) -> None:
 def test_model_of_any_size_builds_on_the_meta_device(arch: str) -> None:
     """Full-scale sizes can be checked without their memory."""
     with torch.device("meta"):
-        sizes = TextSizes(layers=12, hidden=768, heads=12, intermediate=3072, max_positions=512, dropout=0.1)
+        sizes = TextSizes(
+            layers=12, hidden=768, heads=12, intermediate=3072, max_positions=512, dropout=0.1, topics=False
+        )
         params = {
             "single_stream": SingleStreamParams(head_hidden=768, dropout=0.1),
             "dual_stream": DualStreamParams(layers=3, heads=12, head_hidden=768, dropout=0.1),

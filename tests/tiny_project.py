@@ -104,6 +104,7 @@ def write_params(folds: list[int], **changes: object) -> None:
             "intermediate": 32,
             "max_positions": 64,
             "dropout": 0.1,
+            "topics": True,
         },
         "models.dual_stream.layers": 1,
         "average_weights.batch_size": 16,

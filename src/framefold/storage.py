@@ -30,7 +30,7 @@ def write_aside(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def write_folder_aside(path: Path | str) -> Iterator[Path]:
-    """Yield an empty sibling folder to fill; it replaces the folder `path` only when the block ends without an error."""
+    """Yield an empty sibling folder to fill; it replaces `path` only when the block ends without an error."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     shutil.rmtree(aside, ignore_errors=True)
@@ -83,7 +83,9 @@ def parquet_writer(path: Path | str, schema: pa.Schema) -> Iterator[pq.ParquetWr
         yield writer
 
 
-def iterate_parquet(path: Path | str, columns: list[str] | None = None, batch_size: int = 4096) -> Iterator[pa.RecordBatch]:
+def iterate_parquet(
+    path: Path | str, columns: list[str] | None = None, batch_size: int = 4096
+) -> Iterator[pa.RecordBatch]:
     """Record batches in file order, without holding the file in memory."""
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:  # prefetching holds the whole file

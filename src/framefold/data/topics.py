@@ -1,10 +1,15 @@
 """Token vectors by latent semantic analysis: tokens of the same topics point the same way, without any label."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
+from framefold.data.folds import Folds, excluded_groups, read_test_groups
+from framefold.data.samples import read_columns
 from framefold.data.tokens import TokenStore
 
+UNLABELED = Path("data/tokens/unlabeled.arrow")
 MAX_VIDEOS = 100_000  # enough for stable topics; the matrix has one row per video
 POWER_ITERATIONS = 4
 
@@ -27,6 +32,12 @@ def token_vectors(
     vectors = np.zeros((vocab_size, dim), np.float32)
     vectors[:, :axes] = svd.components_.T * tfidf.idf_[:, None]
     return vectors / max(float(vectors.std()), 1e-12)
+
+
+def pool_rows(labeled: Folds) -> npt.NDArray[np.int64]:
+    """Rows of the unlabelled pool but for the duplicates of holdout and test videos."""
+    groups = read_columns("unlabeled", ["group"]).column("group").to_numpy()
+    return np.flatnonzero(~np.isin(groups, excluded_groups(labeled, read_test_groups())))
 
 
 def count_tokens(tokens: TokenStore, rows: npt.NDArray[np.integer], vocab_size: int):

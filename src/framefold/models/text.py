@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from framefold.errors import UserError
-from framefold.models.bert import BertConfig, BertEncoder
+from framefold.models.bert import INITIALIZER_STD, BertConfig, BertEncoder
 from framefold.models.weights import load_strict, read_state_dict
 from framefold.params.models import TextModelParams, TextSizes
 from framefold.storage import read_json
@@ -42,6 +44,18 @@ def load_text_encoder(params: TextModelParams, vocab_size: int) -> tuple[BertEnc
         encoder = BertEncoder(config)
     load_strict(encoder, encoder_state, str(path))
     return encoder, mlm_state
+
+
+@torch.no_grad()
+def start_from_vectors(embeddings: nn.Embedding, vectors: npt.NDArray[np.float32]) -> None:
+    """Give the word embeddings (V, H) the directions of vectors (V, H) at the length of BERT's initial weights.
+
+    A token without a vector (zeros) keeps its random start.
+    """
+    directions = torch.from_numpy(vectors)
+    length = directions.norm(dim=1, keepdim=True)
+    scaled = directions / length.clamp(min=1e-12) * INITIALIZER_STD * vectors.shape[1] ** 0.5
+    embeddings.weight.copy_(torch.where(length > 0, scaled, embeddings.weight))
 
 
 def config_from_sizes(sizes: TextSizes, vocab_size: int) -> BertConfig:

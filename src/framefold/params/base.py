@@ -13,8 +13,29 @@ from framefold.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 TOP_LEVEL_KEYS = frozenset(
-    "seed precision data splits archs folds demo ingest split encoders text student teacher models pseudo_label "
-    "pretrain finetune average_weights reweight reference ensemble".split()
+    {
+        "seed",
+        "precision",
+        "data",
+        "splits",
+        "archs",
+        "folds",
+        "demo",
+        "ingest",
+        "split",
+        "encoders",
+        "text",
+        "student",
+        "teacher",
+        "models",
+        "pseudo_label",
+        "pretrain",
+        "finetune",
+        "average_weights",
+        "reweight",
+        "reference",
+        "ensemble",
+    }
 )
 
 

@@ -23,6 +23,7 @@ class TextSizes(Group):
     intermediate: PositiveInt
     max_positions: PositiveInt
     dropout: float = Field(ge=0, lt=1)
+    topics: bool  # word embeddings start from latent semantic analysis of the pool's text; false: at random
 
 
 class TextModelParams(Group):

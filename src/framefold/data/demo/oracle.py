@@ -1,5 +1,7 @@
 """The ceiling: Bayes' rule with the true model, on what was drawn before it was written, pictured or recorded badly."""
 
+from typing import Any
+
 import numpy as np
 
 from framefold.data.demo.pictures import CUTAWAY, FIDELITY, VALUES, Scene
@@ -35,7 +37,7 @@ class Oracle:
         return np.log((1 - CUTAWAY) * meant.prod(axis=2) + CUTAWAY * anything.prod()).sum(axis=0)
 
 
-def ceiling(world: World, truth: np.ndarray, text: np.ndarray, frames: np.ndarray) -> dict[str, object]:
+def ceiling(world: World, truth: np.ndarray, text: np.ndarray, frames: np.ndarray) -> dict[str, Any]:
     """Scores of the oracle with everything, with text alone and with frames alone, from log-likelihoods (N, C)."""
     prior = np.log(world.prior)
     views = {"both": text + frames + prior, "text": text + prior, "frames": frames + prior}

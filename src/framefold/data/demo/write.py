@@ -93,7 +93,7 @@ def make_chunk(numbers: range) -> list[Video]:
     return [studio.make(number) for number in numbers]
 
 
-def write_demo(root: Path, params: DemoParams, workers: int) -> dict[str, object]:
+def write_demo(root: Path, params: DemoParams, workers: int) -> dict[str, Any]:
     """Write annotations, truths, frames and the oracle's ceiling below the empty folder `root`; returns the ceiling."""
     main = Studio(root, params)
     annotations = root / "annotations"
