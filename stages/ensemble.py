@@ -36,6 +36,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     archs, folds, root = load_value("archs"), load_value("folds"), Path(load(DataParams).root)
     drop_unlisted("models/swa", archs)
+    drop_unlisted("models/clip", load_value("encoders"))
     with Scratch("ensemble", {}) as scratch:  # keeps nothing: the lock, and the check that dvc still waits for us
         labeled, test_ids = read_labeled(), read_columns("test", ["id"])["id"].to_pylist()
         students = Students(labeled, test_ids, archs, folds)
