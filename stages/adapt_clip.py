@@ -71,7 +71,8 @@ def adapt(
     training, kept = open_pairs(root, tokens, rows, encoder, params.adapt, seed)
     vocab_size = read_special_tokens(TOKENIZER).size
     vectors = token_vectors(tokens, training.rows, vocab_size, params.adapt.embed_dim, seed)
-    model = ContrastiveModel(encoder, vectors, params.adapt.temperature)
+    # on the device before anything is measured: tensors moved under inference_mode could not be trained
+    model = ContrastiveModel(encoder, vectors, params.adapt.temperature).to(runtime.torch_device())
     probe = FramesProbe(root, labeled, read_categories(), runtime.workers, params.batch_size)
     before = measure(model, probe, kept)
     result = train(

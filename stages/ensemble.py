@@ -36,6 +36,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     archs, folds, root = load_value("archs"), load_value("folds"), Path(load(DataParams).root)
     drop_unlisted("models/swa", archs)
+    drop_unlisted("models/pretrain", archs)
     drop_unlisted("models/clip", load_value("encoders"))
     with Scratch("ensemble", {}) as scratch:  # keeps nothing: the lock, and the check that dvc still waits for us
         labeled, test_ids = read_labeled(), read_columns("test", ["id"])["id"].to_pylist()
@@ -45,6 +46,7 @@ def main() -> None:
         bundle = describe(students, blend["weights"])
         final = {part: bundle.scores({arch: logits[arch][part] for arch in archs}) for part in logits[archs[0]]}
         scorer = Scorer(read_targets(labeled, folds, root, test_ids), load(EnsembleParams))
+        scratch.guard()
         write_report(students, logits, final, blend, scorer, root)
         submit(root, students, final["test"])
         with write_folder_aside("models/ensemble") as aside:

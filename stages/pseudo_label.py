@@ -66,6 +66,7 @@ def main() -> None:
         )
         origin = {"n_folds": teacher.n_folds, "trained_folds": trained_folds}
         publish(soft, videos, assigned, origin, scratch)
+        scratch.guard()
         measure(assigned, teacher.folds, categories, Path(root))
         scratch.finish()
 

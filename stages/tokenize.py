@@ -13,7 +13,7 @@ from framefold.params.text import TextParams
 from framefold.storage import iterate_parquet, write_folder_aside, write_json
 
 SAMPLES, TOKENS, TOKENIZER = Path("data/samples"), Path("data/tokens"), Path("models/tokenizer")
-POOL = ("labeled", "unlabeled")  # the test split never shapes the vocabulary
+POOL = ("labeled", "unlabeled")  # text alone, no labels; the test split never shapes the vocabulary
 log = logging.getLogger(__name__)
 
 

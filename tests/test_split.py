@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from mini_root import MiniRoot, words
 
-from framefold.data.folds import HOLDOUT, Folds, check_folds, excluded_groups, make_folds, read_folds, teacher_fold
+from framefold.data.folds import HOLDOUT, Folds, check_folds, excluded_groups, make_folds, teacher_fold
+from framefold.data.videos import fold_rows, open_labeled
 from framefold.errors import UserError
 from framefold.params.split import SplitParams
 from stages import ingest, split
@@ -127,13 +128,19 @@ def test_planted_defect_is_caught(folds: Folds, defect) -> None:  # type: ignore
         check_folds(defect(folds), PARAMS.n_folds)
 
 
-def test_training_rows_touch_neither_validation_nor_holdout_nor_test(folds: Folds) -> None:
-    """The rows that train a fold share no group with its validation rows, the holdout, or the test videos."""
-    test_groups = folds.group[folds.validation(2)[:7]]  # as if these had duplicates in test
-    rows = folds.training(1, excluded_groups(folds, test_groups))
-    forbidden = np.concatenate([folds.group[folds.validation(1)], folds.group[folds.holdout], test_groups])
+def test_training_rows_touch_neither_validation_nor_holdout(folds: Folds) -> None:
+    """The rows that train a fold share no group with its validation rows or the holdout."""
+    rows, validation = fold_rows(folds, folds.fold == 1)
+    forbidden = np.concatenate([folds.group[validation], folds.group[folds.holdout]])
     assert len(rows) > 0.5 * len(folds)
     assert not np.isin(folds.group[rows], forbidden).any()
+
+
+def test_pool_training_leaves_out_what_duplicates_holdout_or_test(folds: Folds) -> None:
+    test_groups = folds.group[folds.validation(2)[:7]]  # as if these had duplicates in test
+    excluded = excluded_groups(folds, test_groups)
+    assert np.isin(np.concatenate([folds.group[folds.holdout], test_groups]), excluded).all()
+    assert not np.isin(folds.group[folds.validation(1)], excluded).any()
 
 
 def test_teacher_never_saw_its_students_folds() -> None:
@@ -154,7 +161,8 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniRoot:
 
 def test_split_stage_writes_what_training_reads(done: MiniRoot) -> None:
     """data/folds.parquet has the rows of the samples, and reading it back passes the checks."""
-    assert len(read_folds(5)) == 64
+    assert len(open_labeled()) == 64
+    check_folds(open_labeled(), 5)
     ids = pq.read_table("data/samples/labeled.parquet").column("id").to_pylist()
     assert pq.read_table("data/folds.parquet").column("id").to_pylist() == ids
 
@@ -164,11 +172,3 @@ def test_split_stage_is_repeatable_to_the_byte(done: MiniRoot) -> None:
     before = Path("data/folds.parquet").read_bytes()
     split.main()
     assert Path("data/folds.parquet").read_bytes() == before
-
-
-def test_folds_of_other_samples_are_refused(done: MiniRoot) -> None:
-    """Folds that belong to another ingest never meet today's rows."""
-    table = pq.read_table("data/folds.parquet")
-    pq.write_table(table.take(list(reversed(range(table.num_rows)))), "data/folds.parquet")
-    with pytest.raises(UserError, match="not of these samples"):
-        read_folds(5)

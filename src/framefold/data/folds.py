@@ -1,4 +1,4 @@
-"""The locked holdout and the folds: whole duplicate groups, each class spread evenly; checked whenever they are read.
+"""The locked holdout and the folds: whole duplicate groups, each class spread evenly.
 
 data/folds.parquet has the rows of data/samples/labeled.parquet: id, label, group, and fold, the one that validates the
 row; -1: holdout.
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from framefold.data.samples import read_columns
 from framefold.errors import UserError
 from framefold.params.split import SplitParams
-from framefold.storage import read_parquet, write_parquet
+from framefold.storage import write_parquet
 
 FILE = Path("data/folds.parquet")
 HOLDOUT = -1
@@ -43,32 +42,8 @@ class Folds:
         """Rows that validate a fold."""
         return np.flatnonzero(self.fold == fold)
 
-    def training(self, fold: int, excluded: np.ndarray) -> np.ndarray:
-        """Rows that train a fold: neither its own nor the holdout's, nor of `excluded` groups (see excluded_groups)."""
-        others = (self.fold != fold) & (self.fold != HOLDOUT)
-        return np.flatnonzero(others & ~np.isin(self.group, excluded))
-
     def write(self, path: Path = FILE) -> None:
         write_parquet(path, pa.table([self.ids, self.label, self.group, self.fold], schema=SCHEMA))
-
-
-def read_folds(n_folds: int, path: Path = FILE) -> Folds:
-    """What the stage split wrote, checked against the samples. Raises UserError when they do not belong together."""
-    table = read_parquet(path)
-    arrays = [table.column(name).to_numpy() for name in ("label", "group", "fold")]
-    folds = Folds(table.column("id").combine_chunks(), *arrays)
-    check_samples(folds, path)
-    check_folds(folds, n_folds)
-    return folds
-
-
-def check_samples(folds: Folds, path: Path) -> None:
-    samples = read_columns("labeled", ["id", "label", "group"])
-    same = len(folds) == samples.num_rows and pc.all(pc.equal(folds.ids, samples.column("id"))).as_py() is not False
-    for name, values in (("label", folds.label), ("group", folds.group)):
-        same = same and np.array_equal(samples.column(name).to_numpy(), values)
-    if not same:
-        raise UserError(f"{path}: not of these samples (ids, labels or groups differ); run `dvc repro split`")
 
 
 def check_folds(folds: Folds, n_folds: int) -> None:

@@ -1,6 +1,5 @@
 """`data/samples/<split>.parquet`: usable videos of a split, in annotation order. Row i is one video in every store."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,12 +38,3 @@ def read_columns(split: str, columns: list[str]) -> pa.Table:
 def iterate_samples(split: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Record batches of some columns in row order, a few thousand rows in memory."""
     return iterate_parquet(samples_path(split), columns)
-
-
-def ids_digest(split: str) -> str:
-    """Digest of the ids in order: stores that are joined by row must agree on it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for batch in iterate_samples(split, ["id"]):
-        for video_id in batch.column("id").to_pylist():
-            digest.update(video_id.encode() + b"\n")
-    return digest.hexdigest()

@@ -28,7 +28,7 @@ class ObjectiveWeights(Group):
 
 class ContrastParams(Group):
     embed_dim: PositiveInt
-    temperature: float = Field(gt=0)  # initial value; learned
+    temperature: float = Field(gt=0)  # where itc starts to learn its own; fixed for mfm
 
 
 class PretrainParams(TrainingParams):

@@ -12,6 +12,7 @@ from torch import nn
 from framefold.data.batches import EpochBatches, VideoDataset
 from framefold.data.folds import Folds
 from framefold.data.videos import Videos, fold_rows, read_categories
+from framefold.errors import UserError
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.predict import predict_logits
 from framefold.params.finetune import CheckpointParams
@@ -46,9 +47,11 @@ def open_fold(
 ) -> FoldData:
     """The labelled videos that train and, where `validates` (N,) is true, those that validate; never the holdout.
 
-    UserError: a duplicate stands on both sides.
+    UserError: a duplicate stands on both sides, or no video validates.
     """
     rows = fold_rows(labeled, validates)
+    if len(rows[1]) == 0:
+        raise UserError("data/folds.parquet: no video validates this fold; lower split.n_folds or add labelled videos")
     training, validation = (videos.dataset(part, inputs, labels=labeled.label) for part in rows)
     return FoldData(training, validation, read_categories(), batch_size)
 

@@ -13,8 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from framefold.data.demo.world import World
 
-ATTRIBUTES = ("shape", "texture", "hue", "pattern", "backdrop hue")
-VALUES = (6, 6, 12, 6, 12)  # of each attribute
+VALUES = (6, 6, 12, 6, 12)  # of shape, texture, hue, pattern, backdrop hue
 FIDELITY = (0.90, 0.90, 0.80, 0.80, 0.70)  # probability that the class's own value is shown for that reason
 CUTAWAY = 0.08  # shots without a meaning
 SECOND_SHOT = 0.5  # videos of two shots
