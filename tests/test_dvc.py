@@ -105,7 +105,9 @@ def test_an_override_in_scientific_notation_reaches_the_stages_as_a_number(exper
 def test_metrics_diff_compares_two_branches(experiment: tuple[Project, Run]):
     project, _ = experiment
     diff = json.loads(project.run("dvc", "metrics", "diff", "main", "faster", "--json"))
-    assert any(name.startswith("ensemble.holdout.") for name in diff["metrics/metrics.json"])
+    changed = diff["metrics/metrics.json"]  # of the smoke run's few holdout videos all may be labelled the same
+    assert any(name.startswith(("ensemble.", "single_stream.", "dual_stream.")) for name in changed)
+    assert all(entry["old"] != entry["new"] for entry in changed.values())
     assert "metrics/split.json" not in diff
 
 

@@ -5,6 +5,7 @@ holding either would show.
 """
 
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -60,14 +61,13 @@ def smoke_encoders() -> dict:
 
 def write_zips(folder: Path, split: str, ids: list[str]) -> None:
     """Layout zip_frames: two small frames a video, and the encoder of the smoke profile with random weights."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(folder / "any.zip", "w") as archive:
         for number in range(2):
             archive.writestr(zipfile.ZipInfo(f"{number}.jpg"), jpeg(number, size=32))
     for video_id in ids:
         path = zip_path(folder / "raw", split, video_id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
+        os.link(folder / "any.zip", path)  # made and deleted faster than 16,000 files
     write_manifest(folder / "raw")
     params = validate(EncoderParams, smoke_encoders()["small"], "encoders.small", "smoke.yaml")
     save_encoder(folder / ENCODER, load_vision_encoder(params), adapted_epochs=0)

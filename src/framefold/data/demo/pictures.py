@@ -9,7 +9,6 @@ import io
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from framefold.data.demo.world import World
 
@@ -74,6 +73,8 @@ class Scene:
 
     def camera(self, rng: np.random.Generator, scene: np.ndarray) -> np.ndarray:
         """Uneven light, blur, lettering, sensor noise."""
+        from scipy.ndimage import gaussian_filter  # not at the top: it would slow the start of the stage
+
         n = len(scene)
         field = (rng.normal(0, CLUTTER, (1, 5, 5)) + rng.normal(0, CLUTTER / 3, (n, 5, 5))).astype(np.float32)
         scene += (self.light @ field @ self.light.T)[..., None]
