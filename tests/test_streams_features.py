@@ -6,8 +6,6 @@ holding either would show.
 
 import io
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from memory import peak_memory
 from mini_root import PARAMS, jpeg
 
 from framefold.data.manifest import write_manifest, zip_path
@@ -87,14 +86,7 @@ def write_archive(folder: Path, split: str, ids: list[str]) -> None:
 
 
 def peak(folder: Path, split: str, module: str = "stages.extract_frames") -> int:
-    """By `peak_memory` in a small process: Linux hands the peak of the starter (here: pytest with torch) down to what
-    it starts, and that hides a growth below it."""
-    code = "import sys; from pathlib import Path; from memory import peak_memory; "
-    code += "print(peak_memory(sys.argv[2:], Path(sys.argv[1])))"
-    command = [sys.executable, "-c", code, str(folder), module, "--encoder", "small", "--split", split]
-    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return int(result.stdout)
+    return peak_memory([module, "--encoder", "small", "--split", split], folder)
 
 
 def allowed(split: str) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from memory import peak_memory
 
 from framefold.data.tokenization import write_tokens
 from framefold.data.tokenizer import Tokenizer, read_vocabulary, train_or_load, train_vocabulary
@@ -232,14 +233,8 @@ def test_memory_does_not_grow_with_the_records(tmp_path: Path) -> None:
     peaks = []
     for n in (2_000, 20_000):
         write_parquet(tmp_path / "data/samples/unlabeled.parquet", samples(sentences(2_000, 5) * (n // 2_000)))
-        code = (
-            "import resource, stages.tokenize as s; s.main(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        command = [sys.executable, "-c", code]
-        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        peaks.append(int(run.stdout.split()[-1]) * (1 if sys.platform == "linux" else 1 / 1024))
-    assert peaks[1] - peaks[0] < 32 * 1024, f"peak {peaks} KiB"
+        peaks.append(peak_memory(["stages.tokenize"], tmp_path))
+    assert peaks[1] - peaks[0] < 32 * 2**20, f"peak {peaks} bytes"
 
 
 def test_stage_starts_without_torch() -> None:
