@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from framefold.errors import UserError
-from framefold.models.bert import BertEncoder, initialize
+from framefold.models.bert import BertEncoder
+from framefold.models.initialization import from_fan_in
 
 Batch = Mapping[str, Tensor]
 FRAME_TYPE = 1  # token type of frames; text is 0
@@ -33,7 +34,7 @@ class FrameProjection(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
         self.dense = nn.Linear(feature_dim, hidden)
-        self.apply(initialize)
+        self.apply(from_fan_in)
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
         return self.dense(self.norm(frames.masked_fill(~frame_mask.unsqueeze(-1), 0.0)))  # padding may hold anything

@@ -4,6 +4,7 @@ The model is that of Devlin et al. 2019 (post-norm, learned positions, exact GEL
 start of Python with the usual library costs seconds at every stage; a test holds it equal to that library's BertModel.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from framefold.errors import UserError
 
-INITIALIZER_STD = 0.02  # of every BERT; published configs state nothing else
+INITIALIZER_STD = 0.02  # of every published BERT, whose width was first 768
+INITIALIZER_WIDTH = 768
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,9 @@ class BertConfig:
         return asdict(self)
 
 
-def initialize(module: nn.Module) -> None:
-    """BERT's initial weights, for `model.apply(initialize)`."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INITIALIZER_STD)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+def initializer_std(hidden: int) -> float:
+    """BERT's 0.02 at width 768; a narrower encoder needs larger weights to pass on as much of its input."""
+    return INITIALIZER_STD * math.sqrt(INITIALIZER_WIDTH / hidden)
 
 
 class BertEmbeddings(nn.Module):
@@ -168,7 +167,13 @@ class BertEncoder(nn.Module):
         self.config = config
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertLayers(config)
-        self.apply(initialize)
+        self.apply(self._initialize)
+
+    def _initialize(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=initializer_std(self.config.hidden_size))
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
 
     def embed(
         self,

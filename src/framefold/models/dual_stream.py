@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from framefold.errors import UserError
 from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types
-from framefold.models.bert import INITIALIZER_STD, BertEncoder, initialize
+from framefold.models.bert import BertEncoder, initializer_std
 from framefold.models.heads import ClassificationHead, masked_mean
+from framefold.models.initialization import from_fan_in
 from framefold.params.models import DualStreamParams
 
 
@@ -68,13 +69,13 @@ class DualStream(nn.Module):
             )
         self.params, self.feature_dim, self.n_classes = params, feature_dim, n_classes
         self.hidden_size = hidden = text.config.hidden_size
-        self.pooled_size = 2 * hidden
+        self.pooled_size = 3 * hidden
         self.frame_projection = FrameProjection(feature_dim, hidden)
         self.query = nn.Parameter(torch.empty(hidden))
         self.fusion = nn.ModuleList(FusionLayer(hidden, params.heads, params.dropout) for _ in range(params.layers))
         self.fused_norm = nn.LayerNorm(hidden)
-        self.apply(initialize)
-        nn.init.normal_(self.query, std=INITIALIZER_STD)
+        self.apply(from_fan_in)
+        nn.init.normal_(self.query, std=initializer_std(hidden))
         self.text = text
         self.head = ClassificationHead(self.pooled_size, params.head_hidden, n_classes, params.dropout)
 
@@ -107,8 +108,10 @@ class DualStream(nn.Module):
         for layer in self.fusion:
             frames = layer(frames, frame_mask, text, text_mask)
         frames = self.fused_norm(frames)
-        pooled = torch.cat([masked_mean(text, text_mask), masked_mean(frames, frame_mask)], dim=-1)
-        return Encoded(text, text_mask, frames[:, 1:], frame_mask[:, 1:], pooled)
+        query, frames, frame_mask = frames[:, 0], frames[:, 1:], frame_mask[:, 1:]
+        # the query apart: in the frames' mean it would weigh as much as the only frame of a video
+        means = [masked_mean(text, text_mask), masked_mean(frames, frame_mask)]
+        return Encoded(text, text_mask, frames, frame_mask, torch.cat([*means, query.float()], dim=-1))
 
     def unimodal(self, text: Tensor, text_mask: Tensor, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
         """One vector (B, H) per modality before fusion, for contrast; a video without frames gets zeros."""

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from framefold.models.bert import BertConfig, initialize
+from framefold.models.bert import BertConfig
+from framefold.models.initialization import from_fan_in
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ class ClassificationHead(nn.Module):
         self.dense = nn.Linear(inputs, hidden)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, n_classes)
-        self.apply(initialize)
+        self.apply(from_fan_in)
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.out(self.dropout(F.gelu(self.dense(self.dropout(pooled))))).float()
@@ -54,7 +55,7 @@ class MlmHead(nn.Module):
         super().__init__()
         self.transform = MlmTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.apply(initialize)
+        self.apply(from_fan_in)
 
     def forward(self, text: Tensor, positions: Tensor, word_embeddings: nn.Embedding) -> Tensor:
         """Logits (M, V) at the masked positions of text (B, T, H) alone; for `positions` see `at_positions`."""
@@ -69,7 +70,7 @@ class MfmHead(nn.Module):
         self.dense = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.out = nn.Linear(hidden, feature_dim)
-        self.apply(initialize)
+        self.apply(from_fan_in)
 
     def forward(self, frames: Tensor, positions: Tensor) -> Tensor:
         """frames (B, F, H); for `positions` see `at_positions`."""
@@ -82,7 +83,7 @@ class ItmHead(nn.Module):
     def __init__(self, inputs: int):
         super().__init__()
         self.out = nn.Linear(inputs, 1)
-        self.apply(initialize)
+        self.apply(from_fan_in)
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.out(pooled).squeeze(-1).float()
@@ -98,8 +99,7 @@ class ContrastHead(nn.Module):
         self.text = nn.Linear(text_dim, embed_dim, bias=False)
         self.frames = nn.Linear(frame_dim, embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-        for layer in (self.text, self.frames):  # CLIP's: unit variance whatever the input width
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        self.apply(from_fan_in)  # as in CLIP
 
     def forward(self, text: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit text vectors (B, E), unit frame vectors (B, E), scale (): logits are scale * text @ frames.T."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from framefold.errors import UserError
-from framefold.models.bert import INITIALIZER_STD, BertConfig, BertEncoder
+from framefold.models.bert import BertConfig, BertEncoder, initializer_std
 from framefold.models.weights import load_strict, read_state_dict
 from framefold.params.models import TextModelParams, TextSizes
 from framefold.storage import read_json
@@ -54,7 +54,7 @@ def start_from_vectors(embeddings: nn.Embedding, vectors: npt.NDArray[np.float32
     """
     directions = torch.from_numpy(vectors)
     length = directions.norm(dim=1, keepdim=True)
-    scaled = directions / length.clamp(min=1e-12) * INITIALIZER_STD * vectors.shape[1] ** 0.5
+    scaled = directions / length.clamp(min=1e-12) * initializer_std(vectors.shape[1]) * vectors.shape[1] ** 0.5
     embeddings.weight.copy_(torch.where(length > 0, scaled, embeddings.weight))
 
 
