@@ -24,7 +24,7 @@ $(STAMP):
 	touch $@
 
 repro: setup
-	dvc repro
+	framefold repro --jobs 2
 
 test: setup
 	python -m pytest -m "not slow"

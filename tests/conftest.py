@@ -60,13 +60,19 @@ class Project:
 
     def repro(self, *command: str) -> Run:
         """`dvc repro`, or another dvc command that reproduces."""
-        output = self.dvc(*(command or ("repro",)))
+        return self.report(self.dvc(*(command or ("repro",))))
+
+    def report(self, output: str) -> Run:
+        """What DVC says that it did."""
         ran = re.findall(r"^Running stage '([^']+)'", output, re.MULTILINE)
         cached = re.findall(r"^Stage '([^']+)' is cached", output, re.MULTILINE)
         return Run(ran, cached, output)
 
+    def framefold(self, *arguments: str) -> str:
+        return self.run("python", "-c", "from framefold.cli import main; main()", *arguments)
+
     def profile(self, name: str, *overrides: str) -> None:
-        self.run("python", "-c", "from framefold.cli import main; main()", "profile", name, *overrides)
+        self.framefold("profile", name, *overrides)
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "--all")
@@ -89,6 +95,7 @@ def environment_of(path: Path, hash_seed: int = 0) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join([str(path / "src"), str(RECORDER)]),
         "PYTHONHASHSEED": str(hash_seed),
+        "OMP_NUM_THREADS": "1",  # sums depend on it in the last bit, and stages run side by side in some tests
         "DVC_SITE_CACHE_DIR": str(path.parent / f"{path.name}.site"),
         "RECORD_OPENED": str(path.parent / f"{path.name}.opened"),
     }

@@ -1,4 +1,4 @@
-"""The `framefold` command: `manifest`, `profile`, `predict`. The pipeline itself is run by `dvc repro`."""
+"""The `framefold` command. The pipeline itself is run by `dvc repro`, or `framefold repro`."""
 
 import argparse
 from pathlib import Path
@@ -27,6 +27,12 @@ def predict(arguments: argparse.Namespace) -> None:
     run(data=arguments.data, out=arguments.out, bundle=arguments.bundle)
 
 
+def repro(arguments: argparse.Namespace) -> None:
+    from framefold.side_by_side import repro
+
+    repro(arguments.jobs, arguments.gpus)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="framefold", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -40,12 +46,24 @@ def build_parser() -> argparse.ArgumentParser:
     part.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. data.root=DIR finetune.epochs=5")
     part.set_defaults(handler=profile)
 
+    part = commands.add_parser("repro", help="dvc repro with stages side by side that do not wait for each other")
+    part.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="stages at a time (default: 1)")
+    part.add_argument("--gpus", type=lambda names: names.split(","), default=(), metavar="0,1", help="one stage each")
+    part.set_defaults(handler=repro)
+
     part = commands.add_parser("predict", help="label new videos with a finished ensemble")
     part.add_argument("--data", type=Path, required=True, metavar="DIR", help="annotations/test.json and its frames")
     part.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV without header: id,category_id")
     part.add_argument("--bundle", type=Path, default=Path("models/ensemble"), metavar="DIR")
     part.set_defaults(handler=predict)
     return parser
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
 
 
 @command
