@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from framefold.data.folds import HOLDOUT
 from framefold.errors import UserError
 from framefold.storage import read_json, read_parquet
 
 log = logging.getLogger(__name__)
-
-HOLDOUT = -1  # fold of the videos that no training touched
 
 
 @dataclass(frozen=True)
