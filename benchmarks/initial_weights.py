@@ -1,8 +1,8 @@
 """What the initial weights are worth to students from scratch: python benchmarks/initial_weights.py --seeds 0 1
 
 Run it in a project whose text models start from `sizes`, after `dvc repro tokenize extract_frames split`. Trains both
-architectures on the true labels alone, by the teachers' schedule, once with this library's initial weights and once with
-BERT's constant 0.02 in every layer. Prints the score on validation fold 0 (never the holdout, never test).
+architectures on the true labels alone, by the teachers' schedule, once with this library's initial weights and once
+with BERT's constant 0.02 in every layer. Prints the score on validation fold 0 (never the holdout, never test).
 """
 
 import argparse

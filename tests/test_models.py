@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from framefold.errors import UserError
 from framefold.models.heads import ContrastHead, ItmHead, MfmHead, masked_mean
+from framefold.models.initialization import from_fan_in
 from framefold.models.registry import architecture, build_model, load_model, load_weights_into, save_model
+from framefold.models.text import load_text_encoder
 from framefold.params.models import DualStreamParams, SingleStreamParams, TextModelParams, TextSizes
 from framefold.storage import sha256_of
 
@@ -148,6 +150,34 @@ def test_mismatched_pairs_need_only_the_fusion() -> None:
     found = model.fuse(*model.encode_text(batch), states[order], mask[order])
     expected = model.encode(batch, frames=batch["frames"][order], frame_mask=batch["frame_mask"][order])
     assert_same(found.pooled, expected.pooled)
+
+
+@torch.no_grad()
+def test_the_only_frame_is_not_averaged_with_the_query() -> None:
+    """dual_stream: the part of `pooled` that means frames is that frame's state, and the query stands after it."""
+    model, batch = build("dual_stream"), make_batch([6], [1])
+    encoded = model.encode(batch)
+    _, frames, query = encoded.pooled.chunk(3, dim=-1)
+    assert_same(frames, encoded.frames[:, 0])
+    assert not torch.allclose(query, frames, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [24, 128, 1280])
+def test_new_layers_keep_unit_variance(width: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(width, 512).apply(from_fan_in)
+    assert float(layer(torch.randn(256, width)).std()) == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize(("width", "std"), [(768, 0.02), (192, 0.04)])
+def test_text_models_from_scratch_scale_with_their_width(width: int, std: float) -> None:
+    """BERT's own initial weights at BERT's width."""
+    torch.manual_seed(0)
+    sizes = TextSizes(layers=1, hidden=width, heads=4, intermediate=64, max_positions=8, dropout=0.1, topics=False)
+    encoder, _ = load_text_encoder(TextModelParams(folder=None, sha256=None, sizes=sizes), VOCAB)
+    for layer in (encoder.encoder.layer[0].attention.self.query, encoder.embeddings.word_embeddings):
+        assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.05)
 
 
 @torch.no_grad()
