@@ -37,6 +37,7 @@ def main() -> None:
     archs, folds, root = load_value("archs"), load_value("folds"), Path(load(DataParams).root)
     drop_unlisted("models/swa", archs)
     drop_unlisted("models/pretrain", archs)
+    drop_unlisted("models/reweight", [f"{arch}.json" for arch in archs])
     drop_unlisted("models/clip", load_value("encoders"))
     with Scratch("ensemble", {}) as scratch:  # keeps nothing: the lock, and the check that dvc still waits for us
         labeled, test_ids = read_labeled(), read_columns("test", ["id"])["id"].to_pylist()

@@ -13,6 +13,7 @@ from conftest import Project, Run, SmokeRun, environment_of
 
 from framefold.params.base import load
 from framefold.params.finetune import FinetuneParams
+from framefold.side_by_side import read_graph
 
 pytestmark = pytest.mark.medium
 
@@ -50,6 +51,15 @@ def test_two_runs_from_scratch_give_identical_locks(smoke_run: SmokeRun, tmp_pat
     assert sorted(run.ran) == sorted(smoke_run.first.ran)
     assert differing_stages(other.lock, smoke_run.project.lock) == []
     assert other.lock == smoke_run.project.lock
+
+
+def test_the_graph_of_side_by_side_runs_is_that_of_dvc(smoke_run: SmokeRun):
+    """A graph that is read wrongly would leave everything to the last call, one stage after the other."""
+    graph = read_graph(smoke_run.project.dvc("dag", "--dot"))
+    assert sorted(graph) == sorted(smoke_run.first.ran)
+    assert graph["pretrain@dual_stream"] >= {"pseudo_label", "tokenize"}
+    assert "pretrain@dual_stream" in graph["finetune@dual_stream-0"]
+    assert "pretrain@single_stream" not in graph["finetune@dual_stream-0"]
 
 
 def clone_of(project: Project, path: Path, hash_seed: int = 0) -> Project:

@@ -270,7 +270,9 @@ def test_alive_checks_can_fail(project):
     for fold in metrics["folds"].values():
         fold["finetune"] = {"ema": 0.1, "raw": 0.4}
     (SWA / "metrics.json").write_text(json.dumps(metrics))
-    Path("models/pretrain/single_stream/all/metrics.json").write_text('{"mlm_accuracy": 0.1, "unigram_accuracy": 0.1}')
+    Path("models/pretrain/single_stream/all/metrics.json").write_text(
+        '{"mlm_accuracy": 0.11, "unigram_accuracy": 0.1, "hidden_tokens": 1000}'
+    )
     Path("metrics/pseudo_label.json").write_text(
         '{"teacher_out_of_fold": {"accuracy": 0.5}, "pool": {"accuracy": 0.4}}'
     )

@@ -82,13 +82,14 @@ arguments = sys.argv[1:]
 names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 with open("calls", "a") as file:
     print(json.dumps([arguments, {{name: os.environ.get(name) for name in names}}]), file=file)
+arguments = arguments[1:]
 if arguments[0] == "dag":
     print(pathlib.Path("dot").read_text())
 if arguments[0] == "status":
     print(json.dumps({{name: [] for name in pathlib.Path("changed").read_text().split()}}))
 if pathlib.Path("failing").exists() and pathlib.Path("failing").read_text() in arguments:
     sys.exit(3)
-if pathlib.Path("slow").exists():
+if pathlib.Path("slow").exists() and arguments[0] == "repro":
     pathlib.Path(f"pid-{{os.getpid()}}").touch()
     time.sleep(60)
 """
@@ -105,8 +106,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    own = {"PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])}
+def start(folder: Path, *arguments: str, path: str | None = None) -> subprocess.Popen:
+    own = {"PATH": path or os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])}
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | own
     command = [sys.executable, "-c", "from framefold.cli import main; main()", "repro", *arguments]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
@@ -149,23 +150,42 @@ def test_after_a_failed_stage_nothing_more_is_started(folder: Path):
     process = start(folder, "--jobs", "2")
     assert "a stage failed" in process.communicate()[1]
     assert process.returncode == 1
-    assert ["report"] not in [stages for stages, _ in calls(folder)]
+    assert sorted(stages for stages, _ in calls(folder)) == [[FINETUNE[0]], [FINETUNE[1]], ["ingest", "split"]]
 
 
-def test_its_runs_end_with_it(folder: Path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_its_runs_end_with_it(folder: Path, number: signal.Signals):
+    (folder / "changed").write_text(" ".join(FINETUNE), encoding="utf-8")
     (folder / "slow").touch()
-    process = start(folder)
+    process = start(folder, "--jobs", "2")
     deadline = time.monotonic() + 30
-    while not (pids := list(folder.glob("pid-*"))):
+    while len(pids := list(folder.glob("pid-*"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
-    assert not psutil.pid_exists(int(pids[0].name.removeprefix("pid-")))
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == 128 + number
+    assert not any(psutil.pid_exists(int(path.name.removeprefix("pid-"))) for path in pids)
 
 
-@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--jobs", "two"]])
-def test_a_wrong_number_of_jobs_is_refused(folder: Path, wrong: list[str]):
+def test_without_dvc_it_says_so(folder: Path):
+    (folder / "bin" / "dvc").unlink()
+    process = start(folder, path=str(folder / "bin"))
+    assert process.communicate()[1].startswith("error: repro: no `dvc` in PATH")
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (["--jobs", "0"], "not a whole number of at least 1"),
+        (["--jobs", "two"], "not a whole number of at least 1"),
+        (["--gpus", "0,"], "not a list of different GPUs"),
+        (["--gpus", "0,0"], "not a list of different GPUs"),
+        (["--gpus", "0,1", "--jobs", "2"], "not allowed with"),
+    ],
+)
+def test_wrong_slots_are_refused(folder: Path, wrong: list[str], why: str):
     process = start(folder, *wrong)
-    assert "--jobs" in process.communicate()[1]
+    assert why in process.communicate()[1]
     assert process.returncode == 2

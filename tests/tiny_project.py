@@ -181,7 +181,7 @@ def write_upstream_metrics(archs: list[str]) -> None:
     for folder in (Path("models/teacher/0"), *(Path("models/pretrain") / arch / "all" for arch in archs)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "curves.csv").write_text("epoch,step,lr,loss\n0,1,0.1,3.0\n0,5,0.0,1.0\n")
-        write_json(folder / "metrics.json", {"mlm_accuracy": 0.3, "unigram_accuracy": 0.1})
+        write_json(folder / "metrics.json", {"mlm_accuracy": 0.3, "unigram_accuracy": 0.1, "hidden_tokens": 1000})
 
 
 def finish_pipeline(archs: list[str]) -> None:

@@ -47,8 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     part.set_defaults(handler=profile)
 
     part = commands.add_parser("repro", help="dvc repro with stages side by side that do not wait for each other")
-    part.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="stages at a time (default: 1)")
-    part.add_argument("--gpus", type=lambda names: names.split(","), default=(), metavar="0,1", help="one stage each")
+    slots = part.add_mutually_exclusive_group()
+    slots.add_argument("--jobs", type=number_of_jobs, default=1, metavar="N", help="stages at a time (default: 1)")
+    slots.add_argument("--gpus", type=gpu_names, default=(), metavar="0,1", help="one stage at a time on each of these")
     part.set_defaults(handler=repro)
 
     part = commands.add_parser("predict", help="label new videos with a finished ensemble")
@@ -59,11 +60,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
+def number_of_jobs(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def gpu_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different GPUs, such as 0,1")
+    return names
 
 
 @command

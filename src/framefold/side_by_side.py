@@ -9,9 +9,9 @@ repro` joins: it runs what is left and ends as if it had run alone.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import chain
 
@@ -27,7 +27,10 @@ def repro(jobs: int, gpus: Sequence[str] = ()) -> None:
 
     UserError: a stage failed (DVC has said why), or DVC cannot read the pipeline.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the runs are ended as well
+    if shutil.which("dvc") is None:
+        raise UserError("repro: no `dvc` in PATH; activate the environment that framefold is installed in")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     slots = list(gpus) or [""] * jobs
     if len(slots) > 1:
         graph = read_graph(_dvc_output("dag", "--dot"))
@@ -35,6 +38,10 @@ def repro(jobs: int, gpus: Sequence[str] = ()) -> None:
         for wave in joined(waves(graph, with_descendants(graph, changed))):
             _run(deal(wave, len(slots)), slots)
     _run([[]], slots)
+
+
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def read_graph(dot: str) -> Graph:
@@ -92,7 +99,8 @@ def _run(lists: list[list[str]], slots: list[str]) -> None:
         failed = [run for run in runs if run.wait()]
     finally:
         for run in runs:
-            run.terminate()  # a formality unless this process ends early; then stages save and stop by themselves
+            run.terminate()  # a formality unless this process ends early; then the training stages save and stop
+        for run in runs:
             run.wait()
     if failed:
         raise UserError(STAGE_FAILED)
@@ -105,9 +113,8 @@ def _environment(gpu: str, runs: int) -> dict[str, str]:
 
 
 def _dvc_output(*arguments: str) -> str:
+    command = ["dvc", "--wait-for-lock", *arguments]
     try:
-        return subprocess.run(["dvc", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
-    except FileNotFoundError:
-        raise UserError("repro: no `dvc` in PATH; activate the environment that framefold is installed in") from None
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     except subprocess.CalledProcessError:
         raise UserError("repro: DVC cannot read the pipeline, see above") from None

@@ -51,11 +51,11 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def drop_unlisted(parent: Path | str, wanted: Iterable[object]) -> None:
-    """Delete the sub-folders of `parent` whose names are not in `wanted`: a removed fold leaves no trace in a join."""
+    """Delete what `parent` holds and `wanted` does not name: a removed fold leaves no trace in a join."""
     names = {str(name) for name in wanted}
     for child in sorted(Path(parent).iterdir()) if Path(parent).is_dir() else []:
-        if child.is_dir() and child.name not in names:
-            shutil.rmtree(child)
+        if child.name not in names:
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
 
 
 def read_json(path: Path | str) -> Any:

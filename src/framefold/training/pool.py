@@ -71,4 +71,5 @@ def measure(
     report: dict[str, float | int] = {"teacher_agreement": agreed / max(labelled, 1), "held_out": len(pool.held_out)}
     if hidden and (tokens := torch.cat(hidden)).numel():
         report |= {"mlm_accuracy": hits / len(tokens), "unigram_accuracy": int(tokens.bincount().max()) / len(tokens)}
+        report["hidden_tokens"] = len(tokens)
     return report
