@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", type=int, nargs="+", help="pixels")
     params, runtime = load(EncoderParams, "encoders.frozen"), load_runtime()
-    runtime.apply_threads()
+    runtime.prepare_cpu()
     root, workers = Path(load(DataParams).root), runtime.workers
     probe = FramesProbe(root, open_labeled(), read_categories(), workers, params.batch_size)
     for size in parser.parse_args().sizes:

@@ -35,7 +35,7 @@ def constant(module: nn.Module, std: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    load_runtime().apply_threads()
+    load_runtime().prepare_cpu()
     student, training = load(StudentParams), load(TeacherParams).training
     videos = open_videos("labeled", student.encoder)
     labeled = open_labeled(videos)

@@ -42,7 +42,7 @@ def main() -> None:
     params, root = load(EncoderParams, f"encoders.{name}"), Path(load(DataParams).root)
     seed, precision = load_value("seed"), load_value("precision")
     target = Path("models/clip") / name
-    load_runtime().apply_threads()
+    load_runtime().prepare_cpu()
     if read_layout(root) == "zip_feats":
         publish_given(target, given_dim(root))
         return

@@ -51,7 +51,7 @@ def main() -> None:
 
 def open_predictor(student: StudentParams, batch_size: int, scratch: Scratch) -> Predictor:
     runtime = load_runtime()
-    runtime.apply_threads()
+    runtime.prepare_cpu()
     labeled = open_videos("labeled", student.encoder)
     folds, test = open_labeled(labeled), open_videos("test", student.encoder)
     return Predictor(labeled, test, folds, student.inputs, batch_size, runtime.torch_device(), scratch.guard)

@@ -38,7 +38,7 @@ def main() -> None:
     seed, precision = load_value("seed"), load_value("precision")
     teacher = fold % load_value("teacher.n_folds")  # the one that never saw this fold
     source = Path("models/pretrain") / arch / (str(teacher) if load_value("pretrain.per_fold") else "all")
-    load_runtime().apply_threads()
+    load_runtime().prepare_cpu()
 
     stamp = {
         "params": [group.model_dump(mode="json") for group in (params, student, size)],

@@ -36,7 +36,7 @@ def main() -> None:
     size = load(architecture(arch).Params, f"models.{arch}")
     seed, precision = load_value("seed"), load_value("precision")
     variants = {str(teacher): teacher for teacher in read_teachers()} if params.per_fold else {"all": None}
-    load_runtime().apply_threads()
+    load_runtime().prepare_cpu()
 
     stamp = {"params": [group.model_dump(mode="json") for group in (params, student, size)], "run": [seed, precision]}
     stamp["variants"] = list(variants)

@@ -42,7 +42,7 @@ def main() -> None:
     params, teacher = load(PseudoLabelParams), load(TeacherParams)
     per_fold, root, precision = (load_value(key) for key in ("pretrain.per_fold", "data.root", "precision"))
     runtime = load_runtime()
-    runtime.apply_threads()
+    runtime.prepare_cpu()
     device = runtime.torch_device()
     drop_unlisted(TEACHERS, teacher.folds)
 

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--fold", type=int, required=True)
     fold = parser.parse_args().fold
     params, seed, precision = load(TeacherParams), load_value("seed"), load_value("precision")
-    load_runtime().apply_threads()
+    load_runtime().prepare_cpu()
 
     stamp = {"teacher": params.model_dump(mode="json", exclude={"folds"}), "run": [seed, precision, fold]}
     inputs = [

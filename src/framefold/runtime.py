@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RUNTIME_FILE = Path("runtime.yaml")
 PREFIX = "FRAMEFOLD_"
+KEPT_KERNELS = "256"
 
 
 class Runtime(BaseModel):
@@ -32,8 +33,10 @@ class Runtime(BaseModel):
     micro_batch: NonNegativeInt = 0  # samples per forward pass, gradients are accumulated; 0: the whole batch
     checkpoint_seconds: float = Field(60.0, ge=0)  # between saves of the training state
 
-    def apply_threads(self) -> None:
-        """Set torch's thread count, for stages that compute with torch."""
+    def prepare_cpu(self) -> None:
+        """Set torch's thread count and bound its cache of kernels, for stages that compute; call it before they do."""
+        # A kernel is kept per shape, 1,024 of them by default: a GiB and more with batches of every length.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_KERNELS)
         import torch
 
         if self.threads:

@@ -63,10 +63,13 @@ def with_descendants(graph: Graph, stages: set[str]) -> set[str]:
 
 
 def waves(graph: Graph, stages: set[str]) -> list[list[str]]:
-    """`stages` in waves: each after all of `stages` that it depends on, as early as it can. The graph has no circle."""
+    """`stages` in waves: each after all of `stages` that it depends on, as early as it can. The graph has no circle.
+
+    Within a wave they stand in the order of the graph, which is that of dvc.yaml and of the lists in params.yaml.
+    """
     left, found = set(stages), list[list[str]]()
     while left:
-        found.append(sorted(stage for stage in left if not graph[stage] & left))
+        found.append([stage for stage in graph if stage in left and not graph[stage] & left])
         left -= set(found[-1])
     return found
 

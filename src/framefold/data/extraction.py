@@ -171,7 +171,7 @@ def load_frame_encoder(folder: Path | str, runtime: Runtime) -> Encode:
     """torch and the tower, imported here: workers import this module too and need neither."""
     from framefold.models.vision import FrameEncoder, load_encoder
 
-    runtime.apply_threads()
+    runtime.prepare_cpu()
     return FrameEncoder(load_encoder(folder), runtime.torch_device())
 
 

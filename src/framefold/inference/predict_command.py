@@ -85,7 +85,7 @@ def build_dataset(root: Path, samples: Path, work: Path, bundle: Path, settings:
 def predict_labels(dataset: VideoDataset, bundle: Path, settings: Bundle, work: Path) -> np.ndarray:
     """(N,) label of each row. One model in memory at a time; the members' logits wait on disk in `work`."""
     runtime, logits = load_runtime(), {}
-    runtime.apply_threads()
+    runtime.prepare_cpu()
     for arch in settings.archs:
         for fold in settings.folds:
             model = load_model(member_folder(bundle, arch, fold))

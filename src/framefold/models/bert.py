@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framefold.errors import UserError
+from framefold.models.attention import attend
 
 INITIALIZER_STD = 0.02  # of every published BERT, whose width was first 768
 INITIALIZER_WIDTH = 768
@@ -100,7 +101,7 @@ class BertSelfAttention(nn.Module):
             for layer, states in ((self.query, hidden), (self.key, source), (self.value, source))
         )
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=source_mask, dropout_p=dropout)
+        mixed = attend(query, key, value, source_mask, dropout)
         return mixed.transpose(1, 2).flatten(2)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framefold.errors import UserError
+from framefold.models.attention import attend
 from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types
 from framefold.models.bert import BertEncoder, initializer_std
 from framefold.models.heads import ClassificationHead, masked_mean
@@ -36,8 +37,7 @@ class Attention(nn.Module):
             for states in (self.query(hidden), *self.key_value(source).chunk(2, dim=-1))
         )
         dropout = self.dropout if self.training else 0.0
-        mask = source_mask[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        mixed = attend(query, key, value, source_mask[:, None, None, :], dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

@@ -13,7 +13,7 @@ from framefold.runtime import Runtime, resolve_precision
 def start_accelerator(runtime: Runtime, precision: str) -> Accelerator:
     """The Accelerator of this process; `precision` is auto, fp32 or bf16. UserError: not available here."""
     device = runtime.torch_device()
-    runtime.apply_threads()
+    runtime.prepare_cpu()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     mixed = "bf16" if resolve_precision(precision, device) == "bf16" else "no"
