@@ -33,9 +33,11 @@ def test_metrics_are_those_of_the_locked_run(path: str):
     assert hashlib.md5((ROOT / path).read_bytes()).hexdigest() == locked_outs()[path]
 
 
-def test_the_locked_run_is_the_demo():
-    assert "demo_data@demo" in LOCKED
-    assert {f"finetune@{arch}-{fold}" for arch in PARAMS["archs"] for fold in PARAMS["folds"]} <= LOCKED.keys()
+def test_the_locked_run_is_the_demo_with_the_committed_params():
+    assert LOCKED["demo_data@demo"]["params"]["params.yaml"]["demo"] == PARAMS["demo"]
+    for arch in PARAMS["archs"]:
+        for fold in PARAMS["folds"]:
+            assert LOCKED[f"finetune@{arch}-{fold}"]["params"]["params.yaml"]["finetune"] == PARAMS["finetune"]
 
 
 @pytest.mark.parametrize("stage", sorted(LOCKED))

@@ -3,6 +3,7 @@
 pytest tests/test_runtime.py
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from framefold import runtime
 from framefold.errors import UserError
-from framefold.runtime import load_runtime, resolve_precision
+from framefold.runtime import KEPT_KERNELS, load_runtime, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -75,6 +76,16 @@ def test_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
         load_runtime().torch_device()
     monkeypatch.setenv("FRAMEFOLD_DEVICE", "auto")
     assert load_runtime().torch_device() == CPU
+
+
+def test_few_kernels_are_kept_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    load_runtime().prepare_cpu()
+    assert os.environ[name] == KEPT_KERNELS
+    monkeypatch.setenv(name, "7")
+    load_runtime().prepare_cpu()
+    assert os.environ[name] == "7"
 
 
 def test_knobs_and_scratch_do_not_load_torch() -> None:

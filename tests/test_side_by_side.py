@@ -123,7 +123,7 @@ def calls(folder: Path) -> list[tuple[list[str], dict[str, str]]]:
 def test_side_by_side_runs_share_the_cores(folder: Path):
     assert start(folder, "--jobs", "2").wait() == 0
     threads = {tuple(stages): own["OMP_NUM_THREADS"] for stages, own in calls(folder)}
-    share = str(max(1, (os.cpu_count() or 1) // 2))
+    share = str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert threads == {
         ("ingest", "split"): None,
         (FINETUNE[0],): share,

@@ -19,7 +19,6 @@ from framefold.errors import UserError
 
 EDGE = re.compile(r'^\s*"(?P<before>[^"]+)"(?:\s*->\s*"(?P<after>[^"]+)")?;?$')  # of `dvc dag --dot`
 Graph = dict[str, set[str]]  # stage -> the stages it depends on
-STAGE_FAILED = "repro: a stage failed, see above; what is finished is kept, mend it and run this again"
 
 
 def repro(jobs: int, gpus: Sequence[str] = ()) -> None:
@@ -106,12 +105,12 @@ def _run(lists: list[list[str]], slots: list[str]) -> None:
         for run in runs:
             run.wait()
     if failed:
-        raise UserError(STAGE_FAILED)
+        raise UserError("repro: a stage failed, see above; what is finished is kept, mend it and run this again")
 
 
 def _environment(gpu: str, runs: int) -> dict[str, str]:
     """Each run has its share of the cores: threads of two runs on one core wait for each other at every step."""
-    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // runs))} if runs > 1 else {}
+    shared = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // runs))} if runs > 1 else {}
     return shared | os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
 
 
