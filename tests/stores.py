@@ -9,10 +9,11 @@ import pyarrow as pa
 import torch
 import yaml
 
-from framefold.data.features import SHARD_VIDEOS, FeatureWriter
+from framefold.data.features import write_store
 from framefold.data.folds import HOLDOUT, teacher_fold
 from framefold.data.folds import SCHEMA as FOLDS_SCHEMA
 from framefold.data.pseudo_labels import ORIGIN
+from framefold.data.shards import KeptShards
 from framefold.data.tokens import token_writer
 from framefold.inference.predictions import write_predictions
 from framefold.models.registry import build_model, save_model
@@ -23,6 +24,7 @@ from framefold.storage import read_parquet, write_json, write_parquet
 ROOT = Path(__file__).parents[1]
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB, DIM = 120, 16
+SHARD_VIDEOS = 1024
 CATEGORIES = ["0101", "0102", "0103", "0201", "0202", "0203"]
 SIZES = {"labeled": 120, "unlabeled": 160, "test": 20}
 
@@ -95,13 +97,14 @@ def write_stores(root: Path, split: str, ids: list[str], label: np.ndarray, rng:
         writer.write(pa.array(ids), [pa.array(part, pa.list_(pa.int64())) for part in (titles, *others)])
     centres = np.random.default_rng(7).normal(size=(len(CATEGORIES), DIM))
     counts = rng.integers(0, 5, len(ids))
-    writer_of_features = FeatureWriter(root / "feature-parts" / split, DIM)
-    for shard, start in enumerate(range(0, len(ids), SHARD_VIDEOS)):
+    kept, keys = KeptShards(root / "feature-parts" / split, DIM), []
+    for start in range(0, len(ids), SHARD_VIDEOS):
         part = slice(start, start + SHARD_VIDEOS)
         frames = centres[np.repeat(label[part], counts[part])]
         frames = (frames + rng.normal(size=frames.shape)).astype(np.float16)
-        writer_of_features.write(shard, ids[part], counts[part], frames, [])
-    writer_of_features.publish(root / f"data/features/small/{split}", shard + 1, {"encoder": "small"})
+        keys.append(str(start))
+        kept.write(keys[-1], ids[part], counts[part], frames, [])
+    write_store(root / f"data/features/small/{split}", kept, keys, {"encoder": "small"})
 
 
 def make_teachers(root: Path, params: dict[str, Any]) -> None:

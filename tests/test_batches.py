@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from framefold.data.batches import EpochBatches, VideoDataset, bucketed_order, sample_rng, video_keys
-from framefold.data.features import SHARD_VIDEOS, FeatureStore, FeatureWriter
+from framefold.data.features import FeatureStore, write_store
+from framefold.data.shards import KeptShards
 from framefold.data.tokens import SpecialTokens, TokenStore, token_writer
 from framefold.errors import UserError
 from framefold.params.models import InputParams
@@ -48,10 +49,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenStore, Featur
         writer.write(ids, [pa.array(column, type=pa.list_(pa.int32())) for column in columns])
     frames = np.concatenate([10 * row + np.arange(count) for row, count in enumerate(counts())])
     features = np.repeat(frames[:, None], DIM, axis=1).astype(np.float16)
-    assert N <= SHARD_VIDEOS
-    writer = FeatureWriter(folder / "parts", DIM)
-    writer.write(0, ids.to_pylist(), counts(), features, [])
-    writer.publish(folder / "features", 1, {})
+    kept = KeptShards(folder / "parts", DIM)
+    kept.write("all", ids.to_pylist(), counts(), features, [])
+    write_store(folder / "features", kept, ["all"], {})
     return TokenStore(folder / "tokens.arrow"), FeatureStore(folder / "features")
 
 
@@ -198,9 +198,9 @@ def test_stores_that_do_not_match_are_refused(stores: tuple[TokenStore, FeatureS
     tokens, _ = stores
     swapped = tokens.ids.to_pylist()
     swapped[0], swapped[1] = swapped[1], swapped[0]
-    writer = FeatureWriter(tmp_path / "parts", DIM)
-    writer.write(0, swapped, np.zeros(N, np.int32), np.empty((0, DIM), np.float16), [])
-    writer.publish(tmp_path / "features", 1, {})
+    kept = KeptShards(tmp_path / "parts", DIM)
+    kept.write("all", swapped, np.zeros(N, np.int32), np.empty((0, DIM), np.float16), [])
+    write_store(tmp_path / "features", kept, ["all"], {})
     with pytest.raises(UserError, match="row 0 is video"):
         dataset((tokens, FeatureStore(tmp_path / "features")))
     with pytest.raises(UserError, match="59 soft labels for the 60 videos"):

@@ -4,6 +4,10 @@ pytest tests/test_extract_frames.py
 """
 
 import io
+import json
+import os
+import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -14,7 +18,7 @@ import pytest
 import torch
 from mini_root import MiniRoot, jpeg
 
-from framefold.data import extraction
+from framefold.data import shards
 from framefold.data.features import FeatureStore
 from framefold.data.manifest import write_manifest
 from framefold.models.vision import FrameEncoder, load_encoder, load_vision_encoder, save_encoder
@@ -24,7 +28,7 @@ from framefold.storage import write_json
 from stages import extract_frames, ingest
 
 SMALL = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
-TARGET = Path("data/features/small/unlabeled")
+TARGET, KEPT = Path("data/features/small/unlabeled"), Path(".shards/small-unlabeled")
 BROKEN = b"\xff\xd8 this is no picture"
 
 
@@ -32,10 +36,16 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing may catch it."""
 
 
+def cut_every(monkeypatch: pytest.MonkeyPatch, videos: int) -> None:
+    """Shards of this many videos, whatever their ids."""
+    monkeypatch.setattr(shards, "MIN_VIDEOS", videos)
+    monkeypatch.setattr(shards, "MAX_VIDEOS", videos)
+
+
 @pytest.fixture
 def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniRoot:
     monkeypatch.setenv("FRAMEFOLD_DEVICE", "cpu")
-    monkeypatch.setattr(extraction, "SHARD_VIDEOS", 4)
+    cut_every(monkeypatch, 4)
     return MiniRoot(tmp_path, monkeypatch).fill(labeled=20, others=10)
 
 
@@ -48,9 +58,15 @@ def prepare(mini: MiniRoot) -> None:
     save_encoder("models/clip/small", load_vision_encoder(load(EncoderParams, "encoders.small")), adapted_epochs=0)
 
 
-def run() -> None:
-    sys.argv = ["extract_frames", "--encoder", "small", "--split", "unlabeled"]
+def run(*options: str) -> None:
+    sys.argv = ["extract_frames", "--encoder", "small", "--split", "unlabeled", *options]
     extract_frames.main()
+
+
+def start_anew() -> None:
+    """No outputs, and no shards kept from before."""
+    for folder in (TARGET, KEPT):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def content() -> dict[str, bytes]:
@@ -112,6 +128,7 @@ def test_interrupted_ends_with_the_same_bytes(project: MiniRoot, monkeypatch: py
         sizes = batches_encoded(patch)
         run()
     expected = content()
+    start_anew()
     with monkeypatch.context() as patch:
         batches_encoded(patch, die_at=4)
         with pytest.raises(Killed):
@@ -135,9 +152,154 @@ def test_batches_across_shards_would_show(project: MiniRoot, monkeypatch: pytest
 def test_workers_do_not_change_a_byte(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
     expected = content()
+    start_anew()
     monkeypatch.setenv("FRAMEFOLD_WORKERS", "2")
     run()
     assert content() == expected
+
+
+# What is made again, and what is not
+
+
+def rows_encoded(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Frames that the next run encodes, after the manifest and the samples were brought up to date."""
+    write_manifest(project.root)
+    project.write_annotations("unlabeled", json.dumps(project.records["unlabeled"]).encode())
+    sys.argv = ["ingest"]
+    ingest.main()
+    with monkeypatch.context() as patch:
+        sizes = batches_encoded(patch)
+        run()
+    return sum(sizes)
+
+
+def test_a_split_that_has_grown_costs_the_new_videos_alone(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirteen videos in shards of four: the fourth shard, of one video, is the one that changes."""
+    run()
+    counts = FeatureStore(TARGET).counts
+    project.add("unlabeled", frames=[jpeg(100), jpeg(101)])
+    project.add("unlabeled", frames=[jpeg(102)])
+    assert rows_encoded(project, monkeypatch) == counts[12:].sum() + 3
+    grown = content()
+    start_anew()
+    run()
+    assert content() == grown
+
+
+def test_a_changed_zip_costs_its_shard_alone(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    counts = FeatureStore(TARGET).counts
+    project.write_zip("unlabeled", project.records["unlabeled"][5]["id"], [jpeg(seed) for seed in (1, 2, 3)])
+    assert rows_encoded(project, monkeypatch) == counts[[4, 6, 7]].sum() + 3
+    changed = content()
+    start_anew()
+    run()
+    assert content() == changed
+
+
+def test_another_encoder_takes_over_nothing(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    torch.manual_seed(1)
+    save_encoder("models/clip/small", load_vision_encoder(load(EncoderParams, "encoders.small")), adapted_epochs=0)
+    sizes = batches_encoded(monkeypatch)
+    run()
+    assert sum(sizes) == FeatureStore(TARGET).counts.sum()
+
+
+def test_a_damaged_shard_is_made_again(
+    project: MiniRoot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run()
+    expected = content()
+    damaged = sorted(KEPT.glob("*.npy"))[0]
+    data = bytearray(damaged.read_bytes())
+    damaged.unlink()  # the published store holds the same file
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    sizes = batches_encoded(monkeypatch)
+    run()
+    assert content() == expected
+    assert sizes
+    assert "damaged shard dropped" in caplog.text
+
+
+def test_what_no_split_needs_is_not_kept(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    project.write_zip("unlabeled", project.records["unlabeled"][5]["id"], [jpeg(1)])
+    rows_encoded(project, monkeypatch)
+    assert len(list(KEPT.glob("*.json"))) == len(list(KEPT.glob("*.npy"))) == 4
+
+
+# Several processes and machines
+
+
+def test_parts_make_all_shards_between_them(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of three machines makes its own, none publishes; the stage then encodes nothing."""
+    run()
+    expected, frames = content(), FeatureStore(TARGET).counts.sum()
+    start_anew()
+    with monkeypatch.context() as patch:
+        sizes = batches_encoded(patch)
+        for part in ("3/3", "1/3", "2/3"):
+            run("--part", part)
+            assert not TARGET.exists()
+        assert sum(sizes) == frames
+    sizes = batches_encoded(monkeypatch)
+    run()
+    assert sizes == []
+    assert content() == expected
+
+
+def test_machines_share_a_folder(project: MiniRoot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FRAMEFOLD_SHARDS", str(tmp_path / "shared"))
+    run("--part", "1/2")
+    assert not KEPT.exists()
+    left = batches_encoded(monkeypatch)
+    run()
+    assert 0 < sum(left) < FeatureStore(TARGET).counts.sum()
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_a_part_that_is_none_is_refused(project: MiniRoot, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--part", part)
+    assert "I/N" in capsys.readouterr().err
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_number_of_processes_does_not_change_a_byte(project: MiniRoot, processes: int) -> None:
+    run()
+    expected = content()
+    start_anew()
+    torchrun(processes)
+    assert content() == expected
+
+
+def torchrun(processes: int) -> None:
+    """The stage as processes side by side, with shards of four videos."""
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={processes}",
+    ]
+    code = Path("cut.py")
+    code.write_text(
+        "import runpy\nfrom framefold.data import shards\nshards.MIN_VIDEOS = shards.MAX_VIDEOS = 4\n"
+        "runpy.run_module('stages.extract_frames', run_name='__main__', alter_sys=True)\n",
+        encoding="utf-8",
+    )
+    root = Path(__file__).parent.parent
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root}:{root / 'src'}",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    command = [sys.executable, *launcher, str(code), "--encoder", "small", "--split", "unlabeled"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_a_zip_changed_after_the_manifest_stops(project: MiniRoot, capsys: pytest.CaptureFixture[str]) -> None:

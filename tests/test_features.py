@@ -7,11 +7,13 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from framefold.data import features
-from framefold.data.features import FeatureStore, FeatureWriter
+from framefold.data.features import FeatureStore, write_store
+from framefold.data.shards import KeptShards
 from framefold.errors import UserError
 from framefold.storage import read_json, write_json
 
@@ -23,17 +25,16 @@ def shard_features(shard: int) -> np.ndarray:
     return np.random.default_rng(shard).normal(size=(sum(COUNTS[shard]), DIM)).astype(np.float16)
 
 
-def write_shard(writer: FeatureWriter, shard: int) -> None:
+def write_shard(kept: KeptShards, shard: int) -> str:
     ids = [f"{shard}{video}" for video in range(len(COUNTS[shard]))]
-    writer.write(shard, ids, COUNTS[shard], shard_features(shard), [(ids[0], "0000.jpg", "not a whole image")])
+    kept.write(str(shard), ids, COUNTS[shard], shard_features(shard), [(ids[0], "0000.jpg", "not a whole image")])
+    return str(shard)
 
 
 def build(folder: Path, target: Path) -> dict[str, int]:
-    writer = FeatureWriter(folder, DIM)
-    for shard in range(len(COUNTS)):
-        if not writer.has(shard):
-            write_shard(writer, shard)
-    return writer.publish(target, len(COUNTS), {"encoder": "tiny"})
+    kept = KeptShards(folder, DIM)
+    keys = [write_shard(kept, shard) for shard in range(len(COUNTS))]
+    return write_store(target, kept, keys, {"encoder": "tiny"})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -73,28 +74,7 @@ def test_more_shards_than_may_be_open_at_once(store: Path, monkeypatch: pytest.M
     opened = FeatureStore(store)
     for row in (0, 6, 0):
         assert len(opened.frames(row)) == opened.counts[row]
-    assert len(opened._maps) == 1
-
-
-@pytest.mark.parametrize("shards_before", [1, 2])
-def test_interrupted_writing_ends_with_the_same_bytes(store: Path, tmp_path: Path, shards_before: int) -> None:
-    """The run is killed in the middle of a shard: its features are there, its index is not."""
-    folder = tmp_path / "interrupted"
-    writer = FeatureWriter(folder, DIM)
-    for shard in range(shards_before):
-        write_shard(writer, shard)
-    (folder / features.shard_name(shards_before)).write_bytes(b"half of a shard")
-    build(folder, tmp_path / "resumed")
-    assert content(tmp_path / "resumed") == content(store)
-
-
-def test_a_shard_left_from_other_work_would_show(store: Path, tmp_path: Path) -> None:
-    """The check of the test above can fail: an index that was written before its features is believed."""
-    folder = tmp_path / "interrupted"
-    write_shard(FeatureWriter(folder, DIM), 0)
-    (folder / features.shard_name(0)).write_bytes(b"half of a shard")
-    build(folder, tmp_path / "resumed")
-    assert content(tmp_path / "resumed") != content(store)
+    assert len(opened._files) == 1
 
 
 def test_rejected_frames_are_listed_and_counted(tmp_path: Path) -> None:
@@ -107,12 +87,25 @@ def test_nothing_is_published_when_the_run_must_stop(tmp_path: Path) -> None:
     def orphaned() -> None:
         raise UserError("the parent has gone")
 
-    writer = FeatureWriter(tmp_path / "scratch", DIM)
-    write_shard(writer, 0)
+    kept = KeptShards(tmp_path / "scratch", DIM)
+    key = write_shard(kept, 0)
     with pytest.raises(UserError, match="parent"):
-        writer.publish(tmp_path / "store", 1, {}, orphaned)
+        write_store(tmp_path / "store", kept, [key], {}, orphaned)
     assert not (tmp_path / "store").exists()
-    assert writer.has(0)
+    assert kept.has(key)
+
+
+def test_what_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
+    """The store is larger than the growth that is allowed; through a memory map all of it would count."""
+    kept = KeptShards(tmp_path / "scratch", 1024)
+    kept.write("big", [str(row) for row in range(64)], [512] * 64, np.ones((512 * 64, 1024), np.float16), [])
+    write_store(tmp_path / "store", kept, ["big"], {})
+    opened = FeatureStore(tmp_path / "store")
+    opened.frames(0)
+    before = psutil.Process().memory_info().rss
+    for row in range(64):
+        assert opened.frames(row)[-1, -1] == 1
+    assert psutil.Process().memory_info().rss - before < 16 << 20
 
 
 def test_a_missing_store_says_what_to_do(tmp_path: Path) -> None:

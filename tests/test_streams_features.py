@@ -31,8 +31,8 @@ ENCODER = Path("models/clip/small")
 # The stage with shards that have no end
 UNBOUNDED = """
 import runpy
-from framefold.data import extraction
-extraction.SHARD_VIDEOS = 1 << 30
+from framefold.data import shards
+shards.MIN_VIDEOS = shards.MAX_VIDEOS = 1 << 30
 runpy.run_module("stages.extract_frames", run_name="__main__", alter_sys=True)
 """
 

@@ -1,7 +1,7 @@
 """Knobs of one machine: they change speed and memory, never what is computed, so they stay out of params.yaml.
 
 `runtime.yaml` in the project's root (untracked) sets them; the environment (FRAMEFOLD_THREADS, FRAMEFOLD_WORKERS,
-FRAMEFOLD_DEVICE, FRAMEFOLD_MICRO_BATCH, FRAMEFOLD_CHECKPOINT_SECONDS) goes before it.
+FRAMEFOLD_DEVICE, FRAMEFOLD_MICRO_BATCH, FRAMEFOLD_CHECKPOINT_SECONDS, FRAMEFOLD_SHARDS) goes before it.
 """
 
 import os
@@ -32,6 +32,7 @@ class Runtime(BaseModel):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: a GPU if there is one
     micro_batch: NonNegativeInt = 0  # samples per forward pass, gradients are accumulated; 0: the whole batch
     checkpoint_seconds: float = Field(60.0, ge=0)  # between saves of the training state
+    shards: str = ""  # folder of finished shards of features, to be shared by machines; empty: the project's own
 
     def prepare_cpu(self) -> None:
         """Set torch's thread count and bound its cache of kernels, for stages that compute; call it before they do."""
@@ -87,6 +88,11 @@ def has_bf16(device: "torch.device") -> bool:
 def rank() -> int:
     """Number of this process under `torchrun` or `accelerate launch`; 0 without."""
     return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """Number of processes under `torchrun` or `accelerate launch`; 1 without."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:

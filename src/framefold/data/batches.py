@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from framefold.data.array_files import ArrayFile
 from framefold.data.features import FeatureStore
 from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned
 from framefold.errors import UserError
@@ -46,7 +47,7 @@ class VideoDataset:
     """Videos `rows` of a token store and a feature store, which must hold the same videos in the same order.
 
     labels: (len(rows),) class indices or None; soft: (len(store), C), probabilities of a teacher, aligned with the
-    stores' rows (a memory map stays one), or None. UserError: the stores are not aligned.
+    stores' rows, or None. UserError: the stores are not aligned.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class VideoDataset:
         rows: npt.NDArray[np.integer],
         inputs: InputParams,
         labels: npt.NDArray[np.integer] | None,
-        soft: npt.NDArray[np.floating] | None,
+        soft: npt.NDArray[np.floating] | ArrayFile | None,
         special: SpecialTokens,
     ):
         check_aligned(tokens.ids, features.ids, f"{tokens.path} and {features.path}")

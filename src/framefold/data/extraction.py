@@ -1,26 +1,29 @@
-"""Frames of one split to features: decoded in worker processes, encoded in fixed batches, written shard by shard.
+"""Frames of one split to features: decoded in worker processes, encoded in fixed batches, kept shard by shard.
 
 Batches are filled with the frames of a shard in order and end with it, so the features depend neither on the number of
-workers nor on where an interrupted run went on.
+workers, processes or machines nor on where an interrupted run went on.
 """
 
 import contextlib
+import hashlib
 import itertools
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from framefold.data.decoding import Decoded, Decoder, DecoderPool, Pixels, batched
+from framefold.data.decoding import Decoded, Decoder, DecoderPool, Pixels
 from framefold.data.feature_archives import FeatureArchive
-from framefold.data.features import SHARD_VIDEOS, FeatureWriter, Rejection
 from framefold.data.frames import uniform_indices
 from framefold.data.images import Preprocess, read_encoder_config
 from framefold.data.manifest import SPLITS, SplitManifest, read_layout
+from framefold.data.shards import KeptShards, Rejection, cut_shards
 from framefold.data.zip_directory import ZipError
 from framefold.errors import UserError
 from framefold.progress import Progress
@@ -30,6 +33,9 @@ from framefold.storage import iterate_parquet
 Features = npt.NDArray[np.float16]  # [n, dim]
 Encode = Callable[[Pixels], Features]  # of one batch
 DIM_SAMPLE = 100  # given features that are asked for their size
+WAIT_SECONDS = 0.5  # between looks for the shards of other processes
+
+log = logging.getLogger(__name__)
 
 
 class Shard(NamedTuple):
@@ -44,6 +50,7 @@ class Source(Protocol):
     """Where features come from: encoded frames, or features that the data set brings."""
 
     dim: int
+    manifest: SplitManifest
 
     def shard(self, ids: list[str]) -> Shard: ...
 
@@ -175,34 +182,61 @@ def load_frame_encoder(folder: Path | str, runtime: Runtime) -> Encode:
     return FrameEncoder(load_encoder(folder), runtime.torch_device())
 
 
+@dataclass(frozen=True)
+class Part:
+    """The shards that one of several processes or machines makes: every `of`-th, from `number` (0-based) on."""
+
+    number: int = 0
+    of: int = 1
+
+    def has(self, shard: int) -> bool:
+        return shard % self.of == self.number
+
+
 def extract(
-    source: Source,
-    samples: Path | str,
-    writer: FeatureWriter,
-    target: Path | str,
-    manifest: Mapping[str, Any],
-    guard: Callable[[], None],
-) -> dict[str, int]:
-    """Write the features of all rows of a samples file to the store `target`; shards that `writer` has are kept.
+    source: Source, samples: Path | str, kept: KeptShards, recipe: str, part: Part, guard: Callable[[], None]
+) -> list[str]:
+    """Make the shards of a samples file that belong to `part` and are not kept already; returns the keys of all.
 
-    `guard` runs before each shard and before the store is published. Returns counts of videos, frames and rejects.
+    `recipe`: digest of all that features depend on besides the videos. `guard` runs before each shard; what it raises
+    stops the work.
     """
-    progress, frames, n_shards = Progress(f"extract {target}", None, "videos"), 0, 0
-    for ids in batched(read_ids(samples), SHARD_VIDEOS):
-        if not writer.has(n_shards):
-            guard()
-            shard = source.shard(ids)
-            writer.write(n_shards, ids, *shard)
-            frames += sum(shard.n_frames)
-            progress.add(len(ids), **frame_rate(progress, frames))
-        n_shards += 1
-    counts = writer.publish(target, n_shards, manifest, guard)
-    progress.close(**frame_rate(progress, frames), rejected=str(counts["rejected_frames"]))
-    return counts
+    progress, keys, taken_over = Progress(f"extract {kept.folder.name}", None, "videos"), list[str](), 0
+    for number, ids in enumerate(iterate_shards(samples)):
+        keys.append(shard_key(recipe, source.manifest, ids))
+        if not part.has(number):
+            continue
+        guard()
+        if kept.has(keys[-1]):
+            taken_over += 1
+            continue
+        shard = source.shard(ids)
+        kept.write(keys[-1], ids, *shard)
+        progress.add(len(ids), also={"frames": sum(shard.n_frames), "rejects": len(shard.rejected)})
+    progress.close(shards=f"{len(keys)}, {taken_over} of them kept from before" if taken_over else str(len(keys)))
+    return keys
 
 
-def frame_rate(progress: Progress, frames: int) -> dict[str, str]:
-    return {"frames": f"{frames} ({frames / max(time.monotonic() - progress.started, 1e-9):.0f}/s)"}
+def iterate_shards(samples: Path | str) -> Iterator[list[str]]:
+    """The ids of a samples file, shard by shard."""
+    return cut_shards(read_ids(samples))
+
+
+def shard_key(recipe: str, manifest: SplitManifest, ids: list[str]) -> str:
+    """Digest of what a shard's features are made of; a video that is not in the manifest has no frames."""
+    digest = hashlib.blake2b(recipe.encode(), digest_size=16)
+    for video_id in ids:
+        entry = manifest.find(video_id)
+        digest.update(f"{video_id} {entry.size} {entry.digest}\n".encode() if entry else f"{video_id}\n".encode())
+    return digest.hexdigest()
+
+
+def await_shards(kept: KeptShards, keys: list[str], guard: Callable[[], None]) -> None:
+    """Wait until the other processes have made their shards. `torchrun` ends this one too if one of them dies."""
+    missing = keys
+    while missing := [key for key in missing if not kept.has(key)]:
+        guard()
+        time.sleep(WAIT_SECONDS)
 
 
 def read_ids(samples: Path | str) -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from framefold.data.array_files import ArrayFile
 from framefold.data.folds import HOLDOUT, Folds, excluded_groups, teacher_fold
 from framefold.errors import UserError
 from framefold.storage import parquet_writer, read_json, read_parquet
@@ -139,21 +140,22 @@ class PseudoLabels:
     usable: npt.NDArray[np.bool_]  # (N,)
     trained_folds: dict[int, list[int]]
 
-    def soft(self, teacher: int | None) -> npt.NDArray[np.float16]:
-        """(N, C) memory-mapped: the mean of the teachers, or the labels of `teacher` alone, who saw no label of the
-        student folds that are its own. Rows of zeros: no label."""
+    def soft(self, teacher: int | None) -> ArrayFile:
+        """(N, C) on disk: the mean of the teachers, or the labels of `teacher` alone, who saw no label of the student
+        folds that are its own. Rows of zeros: no label."""
+        n = len(self.teacher)
         if teacher is None:
-            return _mapped(self.folder / "soft.npy", len(self.teacher))
+            return _open(self.folder / "soft.npy", n, 0, 1)
         place = sorted(self.trained_folds).index(teacher)
-        soft = _mapped(self.folder / "per_teacher.npy", len(self.teacher))[place]
+        soft = _open(self.folder / "per_teacher.npy", n, place, len(self.trained_folds))
         self._check_strict(soft, teacher)
         return soft
 
-    def _check_strict(self, soft: npt.NDArray[np.float16], own: int) -> None:
+    def _check_strict(self, soft: ArrayFile, own: int) -> None:
         """Raises UserError when the labels of teacher `own` cover a video that only another teacher may label."""
         for start in range(0, len(soft), BLOCK):
             teacher = self.teacher[start : start + BLOCK]
-            labelled = np.any(soft[start : start + BLOCK] > 0, axis=1)
+            labelled = np.any(soft.rows(start, len(teacher)) > 0, axis=1)
             _refuse(labelled & ~np.isin(teacher, [MEAN, own]), f"teacher {own} labels it, but must not", start)
 
 
@@ -172,13 +174,15 @@ def read_teachers(folder: Path = PSEUDO) -> dict[int, list[int]]:
     return dict(sorted(trained.items()))
 
 
-def _mapped(path: Path, rows: int) -> npt.NDArray[np.float16]:
+def _open(path: Path, rows: int, place: int, of: int) -> ArrayFile:
+    """Table number `place` of the `of` tables with `rows` rows that a file holds."""
     try:
-        soft = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        soft = ArrayFile(path, first=place * rows, rows=rows)
+        total = len(ArrayFile(path))
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); rebuild it with `dvc repro pseudo_label`") from None
-    if soft.shape[-2] != rows:
+    if total != of * rows:
         raise UserError(
-            f"{path}: {soft.shape[-2]} rows, labels.parquet has {rows}; rebuild it with `dvc repro pseudo_label`"
+            f"{path}: {total // of} rows, labels.parquet has {rows}; rebuild it with `dvc repro pseudo_label`"
         )
     return soft

@@ -1,6 +1,7 @@
 """The token store: token ids per text segment, memory-mapped, so that length budgets stay a training parameter."""
 
 import contextlib
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from framefold.errors import UserError
 from framefold.storage import read_json, write_aside
 
 SEGMENTS = ("title", "asr", "ocr")
+READS = 1024  # videos read between two times that the pages of the map are given back
 SPECIAL_NAMES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 
@@ -79,18 +81,21 @@ class _Segment:
 class TokenStore:
     """Token ids of one split, row by row, read in place from `data/tokens/<split>.arrow`.
 
-    `ids` are the videos' ids (pyarrow strings). Rows may be spread over any number of record batches. Opens lazily
-    mapped pages only, so a store of millions of videos costs no memory; pickles as its path (loader workers).
+    `ids` are the videos' ids (pyarrow strings). Rows may be spread over any number of record batches. Pages of the
+    memory map are given back after some reads, so a store of millions of videos costs no memory; pickles as its path
+    (loader workers).
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self._reads = 0
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
-            table = reader.read_all()
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            table = pa.ipc.open_file(pa.py_buffer(self._map)).read_all()
             self.ids: pa.ChunkedArray = table["id"]
             self._batches = [tuple(_Segment.of(batch[name]) for name in SEGMENTS) for batch in table.to_batches()]
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
+        except (OSError, ValueError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(f"{self.path}: not a token store ({error}); rebuild it with `dvc repro tokenize`") from None
         self._first_rows = np.cumsum([0, *(len(batch[0].offsets) - 1 for batch in self._batches)])
 
@@ -104,10 +109,18 @@ class TokenStore:
         """Token ids of title, asr and ocr without special tokens: views into the mapped file, uint16 or int32."""
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path}: row {row} of {len(self)}")
+        self._reads += 1
+        if self._reads % READS == 0:
+            self._give_back()
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         i = row - int(self._first_rows[number])
         title, asr, ocr = (part.values[part.offsets[i] : part.offsets[i + 1]] for part in self._batches[number])
         return title, asr, ocr
+
+    def _give_back(self) -> None:
+        """Pages that were read no longer count as this process's memory; the next read of one maps it again."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # Linux, BSD and macOS
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def lengths(self) -> np.ndarray:
         """Tokens stored per segment, int32 [N, 3] (title, asr, ocr), from the offsets alone."""

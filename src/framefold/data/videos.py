@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from framefold.data.array_files import ArrayFile
 from framefold.data.batches import VideoDataset
 from framefold.data.features import FeatureStore
 from framefold.data.folds import FILE as FOLDS
@@ -39,7 +40,7 @@ class Videos:
         rows: npt.NDArray[np.int64],
         inputs: InputParams,
         labels: npt.NDArray[np.int32] | None = None,
-        soft: npt.NDArray[np.float16] | None = None,
+        soft: ArrayFile | None = None,
     ) -> VideoDataset:
         """The videos at `rows`; labels (N,) and soft (N, C) are by row of the split, like the stores."""
         own = None if labels is None else labels[rows]

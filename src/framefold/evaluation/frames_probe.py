@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from framefold.data.decoding import Decoder, DecoderPool, batched
 from framefold.data.extraction import Encode, EncodedFrames
-from framefold.data.features import SHARD_VIDEOS
 from framefold.data.folds import HOLDOUT, Folds
 from framefold.data.images import Preprocess
 from framefold.data.manifest import SplitManifest
@@ -17,6 +16,7 @@ from framefold.evaluation.probe import linear_scores
 
 MAX_VIDEOS = 4000  # enough to tell encoders apart; decoding all of a large data set would take longer than adapting
 MAX_FRAMES = 4
+VIDEOS_AT_ONCE = 1024  # batches end with them
 
 
 class FramesProbe:
@@ -65,7 +65,7 @@ class FramesProbe:
         manifest, place = SplitManifest(self.root, "labeled"), 0
         with DecoderPool(Decoder(str(self.root), preprocess, MAX_FRAMES), self.workers) as pool:
             source = EncodedFrames(manifest, pool, encode, dim, self.batch_size)
-            for ids in batched(self.labeled.ids.take(self.rows).to_pylist(), SHARD_VIDEOS):
+            for ids in batched(self.labeled.ids.take(self.rows).to_pylist(), VIDEOS_AT_ONCE):
                 n_frames, features, _ = source.shard(ids)
                 for video in np.split(features.astype(np.float32), np.cumsum(n_frames)[:-1]):
                     means[place] = video.mean(0) if len(video) else 0.0

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from framefold.data.batches import VideoDataset
-from framefold.data.extraction import extract, open_source
-from framefold.data.features import FeatureStore, FeatureWriter
+from framefold.data.extraction import Part, extract, open_source
+from framefold.data.features import FeatureStore, write_store
 from framefold.data.images import read_encoder_config
 from framefold.data.manifest import SplitManifest, layout_of, write_manifest
+from framefold.data.shards import KeptShards
 from framefold.data.tokenization import write_tokens
 from framefold.data.tokenizer import Tokenizer
 from framefold.data.tokens import TokenStore
@@ -74,10 +75,11 @@ def build_dataset(root: Path, samples: Path, work: Path, bundle: Path, settings:
     tokenizer = Tokenizer.load(bundle / "tokenizer")
     write_tokens(tokenizer, iterate_parquet(samples), work / "test.arrow", settings.max_tokens)
     encoder = encoder_folder(bundle, settings.encoder)
-    writer = FeatureWriter(work / "shards", read_encoder_config(encoder)["dim"])
+    kept = KeptShards(work / "shards", read_encoder_config(encoder)["dim"])
     source = open_source(root, "test", encoder, settings.max_frames, settings.encoder_batch_size, lambda: None)
     with source as frames:
-        extract(frames, samples, writer, work / "features", {}, lambda: None)
+        keys = extract(frames, samples, kept, "", Part(), lambda: None)
+    write_store(work / "features", kept, keys, {})
     tokens, features = TokenStore(work / "test.arrow"), FeatureStore(work / "features")
     return VideoDataset(tokens, features, np.arange(len(tokens)), settings.inputs, None, None, tokenizer.special)
 
