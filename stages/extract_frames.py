@@ -1,8 +1,8 @@
 """Frame features of one split under one encoder: python -m stages.extract_frames --encoder small --split labeled
 
-Finished shards are kept in .shards/<encoder>-<split>/ (runtime knob `shards`), also after the stage: a killed run, and a
-run on a split that has grown, make only those that are missing. `--part 2/4` makes a quarter of them and publishes
-nothing: several machines that see the same folder share a split so. Under `torchrun` the processes share it by themselves.
+Finished shards are kept in .shards/<encoder>-<split>/ (runtime knob `shards`), also after the stage: a killed run, and
+a run on a split that has grown, make only those that are missing. `--part 2/4` makes a quarter of them and publishes
+nothing: several machines that see the same folder share a split so. Processes of `torchrun` share it by themselves.
 """
 
 import argparse

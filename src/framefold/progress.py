@@ -19,7 +19,7 @@ class Progress:
     """Counts `unit`s out of `total` (None: unknown) and logs rate and time left.
 
     >>> progress = Progress("extract labeled", total=1600, unit="videos")
-    >>> progress.add(32, also={"frames": 180}, loss="0.41")
+    >>> progress.add(32, {"loss": "0.41"}, also={"frames": 180})
     """
 
     def __init__(self, title: str, total: int | None, unit: str, every_seconds: float = 5.0, start: int = 0):
@@ -28,14 +28,15 @@ class Progress:
         self.also: dict[str, int] = {}  # other units, counted since the start of this process
         self.started = self.last = time.monotonic()
 
-    def add(self, n: int, also: dict[str, int] | None = None, **shown: str) -> None:
+    def add(self, n: int, shown: dict[str, str] | None = None, also: dict[str, int] | None = None) -> None:
+        """`n` more; `also`: more of other units; `shown`: names and values for the line."""
         self.count += n
         for unit, more in (also or {}).items():
             self.also[unit] = self.also.get(unit, 0) + more
         now = time.monotonic()
         if now - self.last >= self.every:
             self.last = now
-            log.info(self.line(now, shown))
+            log.info(self.line(now, shown or {}))
 
     def close(self, **shown: str) -> None:
         """The last line, and an entry in logs/rates.jsonl."""

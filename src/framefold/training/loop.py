@@ -209,7 +209,7 @@ class _Run:
         self.position.batch += 1
         self.position.step += 1
         self.position.samples += size
-        self.progress.add(size, **self.curve.shown())
+        self.progress.add(size, self.curve.shown())
 
     def _backward(self, parts: list[Batch], size: int) -> dict[str, Tensor]:
         """Add the gradient of the mean loss over the global batch of `size` samples; returns this process's losses."""
