@@ -20,11 +20,12 @@ from mini_root import MiniRoot, jpeg
 
 from framefold.data import shards
 from framefold.data.features import FeatureStore
+from framefold.data.images import TORCHVISION
 from framefold.data.manifest import write_manifest
 from framefold.models.vision import FrameEncoder, load_encoder, load_vision_encoder, save_encoder
 from framefold.params.base import load
 from framefold.params.encoders import EncoderParams
-from framefold.storage import write_json
+from framefold.storage import read_json, write_json
 from stages import extract_frames, ingest
 
 SMALL = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
@@ -85,15 +86,15 @@ def project(mini: MiniRoot) -> MiniRoot:
 def batches_encoded(monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) -> list[int]:
     """Sizes of the batches that the encoder sees from now on; the run is killed at batch number `die_at`."""
     sizes: list[int] = []
-    encode = FrameEncoder.__call__
+    encode = FrameEncoder.start
 
-    def counted(self: FrameEncoder, pixels: np.ndarray) -> np.ndarray:
+    def counted(self: FrameEncoder, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         if len(sizes) == die_at:
             raise Killed
         sizes.append(len(pixels))
         return encode(self, pixels)
 
-    monkeypatch.setattr(FrameEncoder, "__call__", counted)
+    monkeypatch.setattr(FrameEncoder, "start", counted)
     return sizes
 
 
@@ -156,6 +157,26 @@ def test_workers_do_not_change_a_byte(project: MiniRoot, monkeypatch: pytest.Mon
     monkeypatch.setenv("FRAMEFOLD_WORKERS", "2")
     run()
     assert content() == expected
+
+
+def test_frames_can_be_decoded_on_the_device(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same frames, nearly the same features, the same rejects; workers, which only read then, change nothing."""
+    run()
+    pillow, rejected = FeatureStore(TARGET), pq.read_table(TARGET / "rejected.parquet").to_pydict()
+    config = read_json("models/clip/small/config.json")
+    config["preprocess"]["decoder"] = TORCHVISION
+    write_json("models/clip/small/config.json", config)
+    expected = [pillow.frames(row).astype(np.float32) for row in range(len(pillow))]
+    run()
+    store, without_workers = FeatureStore(TARGET), content()
+    assert store.counts.tolist() == pillow.counts.tolist()
+    assert pq.read_table(TARGET / "rejected.parquet").to_pydict()["member"] == rejected["member"]
+    for row, features in enumerate(expected):
+        np.testing.assert_allclose(store.frames(row), features, atol=0.02)
+    start_anew()
+    monkeypatch.setenv("FRAMEFOLD_WORKERS", "2")
+    run()
+    assert content() == without_workers
 
 
 # What is made again, and what is not

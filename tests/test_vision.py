@@ -241,7 +241,7 @@ def test_features_beyond_float16_are_an_error_not_infinities() -> None:
     encoder = load_vision_encoder(params())
     encoder.tower.proj.data *= 1e6
     with pytest.raises(UserError, match="float16"):
-        FrameEncoder(encoder, torch.device("cpu"))(np.zeros((1, 32, 32, 3), np.uint8))
+        list(FrameEncoder(encoder, torch.device("cpu"))([np.zeros((1, 32, 32, 3), np.uint8)]))
 
 
 def test_a_random_tower_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,29 +9,31 @@ import hashlib
 import itertools
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from framefold.data.decoding import Decoded, Decoder, DecoderPool, Pixels
+from framefold.data.decoding import Decoded, Decoder, DecoderPool, FileReader
 from framefold.data.feature_archives import FeatureArchive
 from framefold.data.frames import uniform_indices
-from framefold.data.images import Preprocess, read_encoder_config
-from framefold.data.manifest import SPLITS, SplitManifest, read_layout
+from framefold.data.images import TORCHVISION, Preprocess, read_encoder_config
+from framefold.data.manifest import SPLITS, ManifestEntry, SplitManifest, read_layout
 from framefold.data.shards import KeptShards, Rejection, cut_shards
 from framefold.data.zip_directory import ZipError
 from framefold.errors import UserError
 from framefold.progress import Progress
-from framefold.runtime import Runtime, load_runtime
+from framefold.runtime import load_runtime
 from framefold.storage import iterate_parquet
 
 Features = npt.NDArray[np.float16]  # [n, dim]
-Encode = Callable[[Pixels], Features]  # of one batch
+Encode = Callable[[Iterable[Any]], Iterator[Features]]  # batches of pixels, arrays or tensors, one by one
+Decode = Callable[[Iterable[ManifestEntry | None]], Iterator[Decoded]]
 DIM_SAMPLE = 100  # given features that are asked for their size
 WAIT_SECONDS = 0.5  # between looks for the shards of other processes
 
@@ -52,23 +54,38 @@ class Source(Protocol):
     dim: int
     manifest: SplitManifest
 
-    def shard(self, ids: list[str]) -> Shard: ...
+    def shards(self, todo: Iterable[list[str]]) -> Iterator[Shard]:
+        """One Shard per list of ids, in order; `todo` is read ahead."""
+        ...
 
 
 class EncodedFrames:
     """Layout zip_frames: decode and encode."""
 
-    def __init__(self, manifest: SplitManifest, pool: DecoderPool, encode: Encode, dim: int, batch_size: int):
-        self.manifest, self.pool, self.encode, self.dim, self.batch_size = manifest, pool, encode, dim, batch_size
+    def __init__(self, manifest: SplitManifest, decode: Decode, encode: Encode, dim: int, batch_size: int):
+        self.manifest, self.decode, self.encode, self.dim, self.batch_size = manifest, decode, encode, dim, batch_size
 
-    def shard(self, ids: list[str]) -> Shard:
+    def shards(self, todo: Iterable[list[str]]) -> Iterator[Shard]:
+        """Frames of the next shard are decoded while the last batches of this one are encoded."""
+        read: deque[list[str]] = deque()
+
+        def entries() -> Iterator[ManifestEntry | None]:
+            for ids in todo:
+                read.append(ids)
+                yield from map(self.manifest.find, ids)
+
+        videos = self.decode(entries())
+        for first in videos:
+            ids = read.popleft()
+            yield self._shard(ids, itertools.chain([first], itertools.islice(videos, len(ids) - 1)))
+
+    def _shard(self, ids: list[str], videos: Iterable[Decoded]) -> Shard:
         shard = Shard([], np.empty((0, self.dim), np.float16), [])
-        videos = self.pool.decode(map(self.manifest.find, ids))
-        batches = [self.encode(batch) for batch in fill_batches(note(videos, ids, shard), self.batch_size)]
+        batches = self.encode(fill_batches(note(videos, ids, shard), self.batch_size))
         return shard._replace(features=np.concatenate([shard.features, *batches]))
 
 
-def note(videos: Iterable[Decoded], ids: list[str], shard: Shard) -> Iterator[Pixels]:
+def note(videos: Iterable[Decoded], ids: list[str], shard: Shard) -> Iterator[Any]:
     """Pass the pixels on; record counts and problems."""
     for video_id, video in zip(ids, videos, strict=True):
         shard.n_frames.append(len(video.pixels))
@@ -76,17 +93,25 @@ def note(videos: Iterable[Decoded], ids: list[str], shard: Shard) -> Iterator[Pi
         yield video.pixels
 
 
-def fill_batches(videos: Iterable[Pixels], size: int) -> Iterator[Pixels]:
-    """Batches of `size` frames across videos, the last one smaller. Holds one batch and one video."""
-    waiting: list[Pixels] = []
+def fill_batches(videos: Iterable[Any], size: int) -> Iterator[Any]:
+    """Batches of `size` frames (arrays or tensors) across videos, the last one smaller. Holds a batch and a video."""
+    waiting: list[Any] = []
     for video in videos:
         waiting.append(video)
         while sum(map(len, waiting)) >= size:
-            frames = np.concatenate(waiting)
+            frames = joined(waiting)
             yield frames[:size]
             waiting = [frames[size:]]
     if sum(map(len, waiting)):
-        yield np.concatenate(waiting)
+        yield joined(waiting)
+
+
+def joined(videos: list[Any]) -> Any:
+    if isinstance(videos[0], np.ndarray):
+        return np.concatenate(videos)
+    import torch
+
+    return torch.cat(videos)
 
 
 class GivenFeatures:
@@ -95,11 +120,12 @@ class GivenFeatures:
     def __init__(self, manifest: SplitManifest, archive: FeatureArchive | None, dim: int, max_frames: int):
         self.manifest, self.archive, self.dim, self.max_frames = manifest, archive, dim, max_frames
 
-    def shard(self, ids: list[str]) -> Shard:
-        shard = Shard([], np.empty((0, self.dim), np.float16), [])
-        videos = [self.read(video_id, shard.rejected) for video_id in ids]
-        shard.n_frames.extend(map(len, videos))
-        return shard._replace(features=np.concatenate([shard.features, *videos]))
+    def shards(self, todo: Iterable[list[str]]) -> Iterator[Shard]:
+        for ids in todo:
+            shard = Shard([], np.empty((0, self.dim), np.float16), [])
+            videos = [self.read(video_id, shard.rejected) for video_id in ids]
+            shard.n_frames.extend(map(len, videos))
+            yield shard._replace(features=np.concatenate([shard.features, *videos]))
 
     def read(self, video_id: str, rejected: list[Rejection]) -> Features:
         nothing = np.empty((0, self.dim), np.float16)
@@ -162,24 +188,35 @@ def open_source(
         raise UserError(
             f"{encoder}: stands for given features, but {root} holds zip_frames; rebuild it with `dvc repro`"
         )
-    runtime = load_runtime()
-    decoder = Decoder(str(root), Preprocess.from_json(config["preprocess"]), max_frames)
-    with DecoderPool(decoder, runtime.workers) as pool:
-        encode = load_frame_encoder(encoder, runtime)
+    preprocess = Preprocess.from_json(config["preprocess"])
+    with open_encoder(Path(root), encoder, preprocess, max_frames) as (decode, encode):
 
-        def guarded(batch: Pixels) -> Features:
-            guard()
-            return encode(batch)
+        def guarded(batches: Iterable[Any]) -> Iterator[Any]:
+            for batch in batches:
+                guard()
+                yield batch
 
-        yield EncodedFrames(manifest, pool, guarded, config["dim"], batch_size)
+        yield EncodedFrames(manifest, decode, lambda batches: encode(guarded(batches)), config["dim"], batch_size)
 
 
-def load_frame_encoder(folder: Path | str, runtime: Runtime) -> Encode:
-    """torch and the tower, imported here: workers import this module too and need neither."""
+@contextlib.contextmanager
+def open_encoder(
+    root: Path, folder: Path | str, preprocess: Preprocess, max_frames: int
+) -> Iterator[tuple[Decode, Encode]]:
+    """Workers that read and decode, and the tower. torch is imported here: workers import this module and need none."""
+    from framefold.models.jpeg_decoder import JpegDecoder
     from framefold.models.vision import FrameEncoder, load_encoder
 
+    runtime = load_runtime()
     runtime.prepare_cpu()
-    return FrameEncoder(load_encoder(folder), runtime.torch_device())
+    device = runtime.torch_device()
+    if preprocess.decoder == TORCHVISION:
+        on_device = JpegDecoder(preprocess, device)
+        with DecoderPool(FileReader(str(root), max_frames), runtime.workers) as files:
+            yield lambda entries: on_device.decode(files.decode(entries)), FrameEncoder(load_encoder(folder), device)
+    else:
+        with DecoderPool(Decoder(str(root), preprocess, max_frames), runtime.workers) as pool:
+            yield pool.decode, FrameEncoder(load_encoder(folder), device)
 
 
 @dataclass(frozen=True)
@@ -198,22 +235,33 @@ def extract(
 ) -> list[str]:
     """Make the shards of a samples file that belong to `part` and are not kept already; returns the keys of all.
 
-    `recipe`: digest of all that features depend on besides the videos. `guard` runs before each shard; what it raises
+    `recipe`: digest of all that features depend on besides the videos. `guard` runs after each shard; what it raises
     stops the work.
     """
-    progress, keys, taken_over = Progress(f"extract {kept.folder.name}", None, "videos"), list[str](), 0
-    for number, ids in enumerate(iterate_shards(samples)):
-        keys.append(shard_key(recipe, source.manifest, ids))
-        if not part.has(number):
-            continue
-        guard()
-        if kept.has(keys[-1]):
-            taken_over += 1
-            continue
-        shard = source.shard(ids)
-        kept.write(keys[-1], ids, *shard)
-        progress.add(len(ids), also={"frames": sum(shard.n_frames), "rejects": len(shard.rejected)})
-    progress.close(shards=f"{len(keys)}, {taken_over} of them kept from before" if taken_over else str(len(keys)))
+    keys: list[str] = []
+    under_way: deque[tuple[str, list[str]]] = deque()  # key and ids: the source reads ahead
+    progress = Progress(f"extract {kept.folder.name}", None, "videos")
+
+    def missing() -> Iterator[list[str]]:
+        for number, ids in enumerate(iterate_shards(samples)):
+            keys.append(shard_key(recipe, source.manifest, ids))
+            if part.has(number) and not kept.has(keys[-1]):
+                under_way.append((keys[-1], ids))
+                yield ids
+
+    made, writing = 0, list[Future[None]]()
+    with ThreadPoolExecutor(1) as writer:  # the next shard is encoded meanwhile
+        for n_frames, features, rejected in source.shards(missing()):
+            key, ids = under_way.popleft()
+            while writing:
+                writing.pop().result()
+            writing.append(writer.submit(kept.write, key, ids, n_frames, features, rejected))
+            progress.add(len(ids), also={"frames": sum(n_frames), "rejects": len(rejected)})
+            made += 1
+            guard()
+        while writing:
+            writing.pop().result()
+    progress.close(shards=f"{made} made of {len(keys)}")
     return keys
 
 

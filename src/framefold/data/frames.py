@@ -85,6 +85,26 @@ def unpack_frames(file: BinaryIO, members: list[Member], max_frames: int) -> Vid
     return VideoFrames(frames, problems)
 
 
+def as_jpeg(data: bytes) -> bytes:
+    """An image file as a JPEG that GPUs decode: most are one already, by a look at the header.
+
+    Raises FrameError for anything that is not an image of at most MAX_PIXELS pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise FrameError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            if image.format == "JPEG" and image.mode in ("L", "RGB"):
+                return data
+            buffer = io.BytesIO()  # PNG, or CMYK
+            image.convert("RGB").save(buffer, "JPEG", quality=98, subsampling=0)
+            return buffer.getvalue()
+    except FrameError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
+        raise FrameError(f"not a whole image ({' '.join(str(error).split())[:120]})") from None
+
+
 def decode_jpeg(data: bytes, target_size: int) -> Image.Image:
     """Decode an image file to RGB at the smallest JPEG scale (1 to 1/8) with both sides >= `target_size` pixels.
 

@@ -14,6 +14,7 @@ from framefold.storage import read_json
 
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "squash")
+PILLOW, TORCHVISION = "pillow", "torchvision"  # what decodes JPEG: in workers, or where the encoder computes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Preprocess:
     std: tuple[float, float, float]
     interpolation: str  # bicubic | bilinear
     resize: str  # shortest: the shorter side to image_size, then the centre, as CLIP does; squash: both sides
+    decoder: str = PILLOW  # libraries state none; params do
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS or self.resize not in RESIZE_MODES:
@@ -45,13 +47,18 @@ class Preprocess:
         return np.asarray(self.fit(decode_jpeg(data, self.image_size)))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        size, method = self.image_size, INTERPOLATIONS[self.interpolation]
+        sides, (left, top) = self.geometry(*image.size)
+        resized = image.resize(sides, INTERPOLATIONS[self.interpolation])
+        return resized.crop((left, top, left + self.image_size, top + self.image_size))
+
+    def geometry(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What an image of these sides is resized to (width, height), and the corner (left, top) of the crop."""
+        size = self.image_size
         if self.resize == "squash":
-            return image.resize((size, size), method)
-        shorter = min(image.size)
-        width, height = (size if side == shorter else int(size * side / shorter) for side in image.size)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        return image.resize((width, height), method).crop((left, top, left + size, top + size))
+            return (size, size), (0, 0)
+        shorter = min(width, height)
+        width, height = (size if side == shorter else int(size * side / shorter) for side in (width, height))
+        return (width, height), (round((width - size) / 2), round((height - size) / 2))
 
     def random_crop(self, image: Image.Image, rng: np.random.Generator, min_area: float) -> npt.NDArray[np.uint8]:
         """A square of at least `min_area` of the largest one that fits, anywhere, mirrored half of the time."""

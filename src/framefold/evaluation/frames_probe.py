@@ -64,9 +64,9 @@ class FramesProbe:
         means = np.zeros((len(self.rows), dim), np.float32)
         manifest, place = SplitManifest(self.root, "labeled"), 0
         with DecoderPool(Decoder(str(self.root), preprocess, MAX_FRAMES), self.workers) as pool:
-            source = EncodedFrames(manifest, pool, encode, dim, self.batch_size)
-            for ids in batched(self.labeled.ids.take(self.rows).to_pylist(), VIDEOS_AT_ONCE):
-                n_frames, features, _ = source.shard(ids)
+            source = EncodedFrames(manifest, pool.decode, encode, dim, self.batch_size)
+            todo = batched(self.labeled.ids.take(self.rows).to_pylist(), VIDEOS_AT_ONCE)
+            for n_frames, features, _ in source.shards(todo):
                 for video in np.split(features.astype(np.float32), np.cumsum(n_frames)[:-1]):
                     means[place] = video.mean(0) if len(video) else 0.0
                     place += 1

@@ -4,6 +4,7 @@ The only module that imports open_clip and timm, and only once an encoder is bui
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from framefold.storage import sha256_of, write_json
 
 log = logging.getLogger(__name__)
 
+Pixels = npt.NDArray[np.uint8] | Tensor
 Recipe = dict[str, Any]  # what rebuilds a tower: {"library", "name", "config" (open_clip) or "kwargs" (timm)}
 UNUSED_TEXT_TOWER = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 
@@ -75,14 +77,34 @@ class FrameEncoder:
     def __init__(self, encoder: VisionEncoder, device: torch.device):
         self.encoder, self.device = encoder.to(device).eval(), device
 
+    def __call__(self, batches: Iterable[Pixels]) -> Iterator[npt.NDArray[np.float16]]:
+        """Batches uint8 [B, H, W, 3] to float16 [B, dim], one by one: the device works on one while the next is made.
+
+        UserError: features that float16 cannot hold.
+        """
+        under_way: tuple[Tensor, Tensor] | None = None
+        for pixels in batches:
+            started = self.start(pixels)
+            if under_way is not None:
+                yield self.finish(*under_way)
+            under_way = started
+        if under_way is not None:
+            yield self.finish(*under_way)
+
     @torch.inference_mode()
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
-        """uint8 [B, H, W, 3] -> float16 [B, dim]. UserError: features that float16 cannot hold."""
-        images = self.encoder.normalize(torch.from_numpy(pixels).to(self.device))
+    def start(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        """The batch on the device, and its features, which a GPU may not have computed yet."""
+        batch = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
+        if self.device.type == "cuda" and batch.device.type == "cpu":
+            batch = batch.pin_memory()
+        batch = batch.to(self.device, non_blocking=True)
         with torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda"):
-            features = self.encoder(images).half()
+            return batch, self.encoder(self.encoder.normalize(batch)).half()
+
+    @torch.inference_mode()
+    def finish(self, batch: Tensor, features: Tensor) -> npt.NDArray[np.float16]:
         if not features.isfinite().all():
-            features = self.encoder(images).half()
+            features = self.encoder(self.encoder.normalize(batch)).half()
         if not features.isfinite().all():
             raise UserError(
                 f"encoder {describe(self.encoder.recipe)}: gives features beyond float16; use other weights"
@@ -115,6 +137,7 @@ def override(own: Preprocess, params: EncoderParams) -> Preprocess:
         given |= {"mean": params.normalization.mean, "std": params.normalization.std}
     if params.image_size is not None:
         given |= {"image_size": params.image_size}
+    given |= {"decoder": params.decoder}
     return Preprocess.from_json(given)
 
 

@@ -35,6 +35,7 @@ class EncoderParams(Group):
     kwargs: dict[str, Any]  # timm: arguments of the constructor; open_clip: laid over the model's config
     normalization: NormalizationParams | None  # null: the encoder's own
     image_size: PositiveInt | None  # null: the encoder's own
+    decoder: Literal["pillow", "torchvision"]  # of frames to encode: in workers at reduced scale, or on the device
     max_frames: PositiveInt  # at most this many, uniformly spaced, are encoded per video
     batch_size: PositiveInt  # frames per forward pass
     adapt: AdaptParams
