@@ -85,7 +85,7 @@ def publish(soft: SoftLabels, videos: Videos, assigned: Assignment, origin: dict
     with write_folder_aside(PSEUDO) as aside:
         for path in soft.files:
             shutil.copyfile(path, aside / path.name)
-        write_labels(aside, videos.tokens.ids, assigned, soft.hard_labels())
+        write_labels(aside, videos.ids, assigned, soft.hard_labels())
         write_json(aside / ORIGINS, origin)
         scratch.guard()
 

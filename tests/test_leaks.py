@@ -139,7 +139,7 @@ def write_pseudo(trained_folds: dict[int, list[int]]) -> None:
     np.save(folder / "soft.npy", (np.eye(6)[np.where(teacher == MEAN, 3, teacher.clip(0))]).astype(np.float16))
     hard = (np.zeros(size, np.int32), np.ones(size, np.float32))
     usable = np.arange(size) % 20 != 0
-    write_labels(folder, open_videos("unlabeled", "small").tokens.ids, Assignment(teacher, usable), [hard])
+    write_labels(folder, open_videos("unlabeled", "small").ids, Assignment(teacher, usable), [hard])
     write_json(folder / "teachers.json", {"n_folds": 3, "trained_folds": trained_folds})
 
 

@@ -1,6 +1,7 @@
 """frames.manifest: .venv/bin/python -m pytest tests/test_manifest.py"""
 
 import io
+import struct
 import time
 import zipfile
 from pathlib import Path
@@ -111,6 +112,22 @@ def test_zip64_directory_of_many_members_is_read(tmp_path: Path) -> None:
         names = [member.name for member in zip_directory.read_members(file, None)]
     assert len(names) == 66_000
     assert names[-1] == b"65999.npy"
+
+
+def test_zip64_records_that_nothing_needs_are_skipped(tmp_path: Path) -> None:
+    """Some writers always add them, with plain numbers in the record at the end as well."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("0.jpg", b"picture")
+    data = path.read_bytes()
+    end = data.rindex(zip_directory.END)
+    *_, entries, size, start, _ = zip_directory.unpack_end(data, end)
+    record = struct.pack("<4sQ2H2L4Q", zip_directory.END64, 44, 45, 45, 0, 0, entries, entries, size, start)
+    locator = struct.pack("<4sLQL", zip_directory.LOCATOR64, 0, end, 1)
+    path.write_bytes(data[:end] + record + locator + data[end:])
+    with open(path, "rb") as file:
+        (member,) = zip_directory.read_members(file, None)
+        assert zip_directory.read_member(file, member) == b"picture"
 
 
 def test_every_truncation_of_a_zip_is_a_zip_error(mini: MiniRoot) -> None:

@@ -207,8 +207,9 @@ def pseudo_labels(project: Path) -> None:
     folder = project / "data/pseudo"
     folder.mkdir()
     soft = label_all(folder, teacher, per_teacher=False)
-    ids = open_videos("unlabeled", "small").tokens.ids
-    write_labels(folder, ids, Assignment(teacher, teacher == MEAN), soft.hard_labels())
+    write_labels(
+        folder, open_videos("unlabeled", "small").ids, Assignment(teacher, teacher == MEAN), soft.hard_labels()
+    )
     write_json(folder / "teachers.json", {"n_folds": 3, "trained_folds": {"0": [1, 2]}})
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from memory import peak_memory
 
 from framefold.data.tokenization import write_tokens
 from framefold.data.tokenizer import Tokenizer, read_vocabulary, train_or_load, train_vocabulary
-from framefold.data.tokens import SEGMENTS, TokenStore, check_aligned, read_special_tokens
+from framefold.data.tokens import SEGMENTS, TokenStore, check_aligned, read_special_tokens, token_writer
 from framefold.errors import UserError
 from framefold.params.text import TextParams
 from framefold.storage import read_json, sha256_of, write_parquet
@@ -182,11 +183,46 @@ def test_damaged_store_is_one_line(tmp_path: Path, damage: bytes | None) -> None
 
 def test_stores_of_different_videos_are_not_joined() -> None:
     """Chunks may differ, rows may not; the first row that differs is named."""
-    check_aligned(pa.chunked_array([["1", "2"], ["3"]]), pa.chunked_array([["1"], ["2", "3"]]), "tokens and features")
-    with pytest.raises(UserError, match="tokens and features: row 1 is video 2 against 3"):
-        check_aligned(pa.chunked_array([["1", "2"]]), pa.chunked_array([["1", "3"]]), "tokens and features")
+
+    def check(a: list[list[str]], b: list[list[str]]) -> None:
+        check_aligned(map(pa.array, a), map(pa.array, b), "tokens and features")
+
+    check([["1", "2"], ["3"]], [["1"], ["2", "3"]])
+    check([], [])
+    with pytest.raises(UserError, match="tokens and features: row 2 is video 3 against 4"):
+        check([["1"], ["2", "3"]], [["1", "2", "4"]])
     with pytest.raises(UserError, match="2 videos against 1"):
-        check_aligned(pa.chunked_array([["1", "2"]]), pa.chunked_array([["1"]]), "tokens and features")
+        check([["1", "2"]], [["1"]])
+    with pytest.raises(UserError, match="0 videos against 3"):
+        check([], [["1", "2"], ["3"]])
+
+
+def test_ids_of_some_rows_are_found_in_any_record_batch(tmp_path: Path) -> None:
+    ids = [str(10**19 + row) for row in range(10)]
+    with token_writer(tmp_path / "store.arrow", 100) as writer:
+        for part in (slice(0, 4), slice(4, 4), slice(4, 10)):
+            column = pa.array([[1]] * len(ids[part]), pa.list_(pa.int32()))
+            writer.write(pa.array(ids[part], pa.string()), [column] * 3)
+    store = TokenStore(tmp_path / "store.arrow")
+    assert store.ids_at([9, 0, 4, 3, 4]) == [ids[row] for row in (9, 0, 4, 3, 4)]
+    assert store.ids.to_pylist() == ids
+
+
+def test_reading_a_store_does_not_keep_it_in_memory(tmp_path: Path) -> None:
+    """40 MiB of tokens: all of them would count as this process's memory once they were read."""
+    with token_writer(tmp_path / "store.arrow", 100) as writer:
+        for start in range(0, 40_960, 1024):
+            ids = pa.array([str(10**19 + row) for row in range(start, start + 1024)])
+            tokens = pa.ListArray.from_arrays(
+                np.arange(0, 1025 * 170, 170)[:1025].astype(np.int32), np.ones(174_080, int)
+            )
+            writer.write(ids, [tokens] * 3)
+    store = TokenStore(tmp_path / "store.arrow")
+    before = psutil.Process().memory_info().rss
+    for row in range(len(store)):
+        assert store.segments(row)[2][-1] == 1
+    store.lengths()
+    assert psutil.Process().memory_info().rss - before < 12 << 20
 
 
 def test_stage_is_repeatable_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

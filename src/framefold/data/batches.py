@@ -60,7 +60,7 @@ class VideoDataset:
         soft: npt.NDArray[np.floating] | ArrayFile | None,
         special: SpecialTokens,
     ):
-        check_aligned(tokens.ids, features.ids, f"{tokens.path} and {features.path}")
+        check_aligned(tokens.iterate_ids(), features.iterate_ids(), f"{tokens.path} and {features.path}")
         self.tokens, self.features, self.inputs, self.special = tokens, features, inputs, special
         self.rows = np.asarray(rows, dtype=np.int64)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
@@ -101,7 +101,7 @@ class VideoDataset:
         """
         positions = np.asarray(positions, dtype=np.int64)
         rows = self.rows[positions]
-        keys = video_keys(self.tokens.ids.take(rows).to_pylist())
+        keys = video_keys(self.tokens.ids_at(rows.tolist()))
         labels = np.full(len(rows), NO_LABEL) if self.labels is None else self.labels[positions]
         arrays = {"index": positions, "row": rows, "key": keys, "label": labels}
         arrays["input_ids"], arrays["text_mask"] = self._text(rows)

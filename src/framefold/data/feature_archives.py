@@ -16,9 +16,9 @@ from framefold.errors import UserError
 
 MAX_FEATURE_BYTES = 16 << 20  # unpacked, of one video; 32 frames of 2,048 float16 have 128 KiB
 HEADER_BYTES = 128  # what numpy writes in front of an array of any sane shape
-INDEX = np.dtype(
+ID = np.dtype("S20")
+MEMBER = np.dtype(
     [
-        ("id", "S20"),
         ("flags", "<u2"),
         ("method", "<u2"),
         ("crc", "<u4"),
@@ -27,7 +27,7 @@ INDEX = np.dtype(
         ("offset", "<u8"),
     ]
 )
-pack_index = struct.Struct("<20sHHIQQQ").pack  # 52 bytes a video
+pack_member = struct.Struct("<HHIQQQ").pack  # with the id 52 bytes a video
 
 
 def archive_path(root: Path | str, split: str) -> Path:
@@ -80,20 +80,14 @@ class FeatureArchive:
 
     def __init__(self, root: Path | str, split: str):
         self.path = archive_path(root, split)
-        packed = bytearray()
-        for video_id, member in iterate_archive(self.path):
-            packed += pack_index(
-                video_id.encode("ascii"),
-                member.flags,
-                member.method,
-                member.crc,
-                member.compressed,
-                member.size,
-                member.offset,
-            )
-        index = np.frombuffer(packed, INDEX)
-        self.index = index[np.argsort(index["id"], kind="stable")]
-        self.ids = np.ascontiguousarray(self.index["id"])
+        ids, members = bytearray(), bytearray()
+        for video_id, one in iterate_archive(self.path):
+            ids += video_id.encode("ascii").ljust(ID.itemsize, b"\0")
+            members += pack_member(one.flags, one.method, one.crc, one.compressed, one.size, one.offset)
+        self.ids, self.members = np.frombuffer(ids, ID), np.frombuffer(members, MEMBER)
+        if np.any(self.ids[1:] < self.ids[:-1]):  # most archives are in order already
+            order = np.argsort(self.ids, kind="stable")
+            self.ids, self.members = self.ids[order], self.members[order]
         self.file = open(self.path, "rb")  # noqa: SIM115 - held for the life of the reader
 
     def read(self, video_id: str) -> np.ndarray:
@@ -102,7 +96,7 @@ class FeatureArchive:
         row = int(np.searchsorted(self.ids, key))
         if row == len(self.ids) or self.ids[row] != key:
             raise ZipError("not in the archive")
-        _, flags, method, crc, packed, size, offset = self.index[row].tolist()
+        flags, method, crc, packed, size, offset = self.members[row].tolist()
         if size > MAX_FEATURE_BYTES:
             raise ZipError(f"declares {size} bytes, more than {MAX_FEATURE_BYTES}")
         data = zip_directory.read_member(self.file, Member(b"", flags, method, crc, packed, size, offset))

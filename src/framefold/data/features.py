@@ -7,7 +7,7 @@ manifest.json     dim, rows, frames of each shard, and how they were made (encod
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from framefold.data.array_files import ArrayFile
 from framefold.data.shards import KeptShards
 from framefold.errors import UserError
-from framefold.storage import parquet_writer, read_json, read_parquet, write_folder_aside, write_json
+from framefold.storage import iterate_parquet, parquet_writer, read_json, write_folder_aside, write_json
 
 OPEN_SHARDS = 256  # each holds a file descriptor, and a process has about 1,000
 INDEX_SCHEMA = pa.schema([("id", pa.string()), ("shard", pa.int32()), ("offset", pa.int64()), ("n_frames", pa.int32())])
@@ -39,24 +39,38 @@ class FeatureStore:
         self.path = Path(path)
         self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
         self.dim: int = self.manifest["dim"]
-        index = read_parquet(self.path / "index.parquet", columns=["shard", "offset", "n_frames"])
-        if index.num_rows != self.manifest["rows"]:
-            raise UserError(
-                f"{self.path}: index.parquet has {index.num_rows} rows, manifest.json says {self.manifest['rows']}; "
-                "rebuild it with `dvc repro`"
-            )
-        self.shard: npt.NDArray[np.int32] = index.column("shard").to_numpy()
-        self.offset: npt.NDArray[np.int64] = index.column("offset").to_numpy()
-        self.counts: npt.NDArray[np.int32] = index.column("n_frames").to_numpy()  # frames per video (N,)
+        rows = self.manifest["rows"]
+        self.shard: npt.NDArray[np.int32] = np.empty(rows, np.int32)
+        self.offset: npt.NDArray[np.int64] = np.empty(rows, np.int64)
+        self.counts: npt.NDArray[np.int32] = np.empty(rows, np.int32)  # frames per video (N,)
+        self._read_index(rows)
         self._files: OrderedDict[int, ArrayFile] = OrderedDict()
+
+    def _read_index(self, rows: int) -> None:
+        """Batch by batch: Parquet's own table would take several times the memory of these columns."""
+        found = 0
+        for batch in iterate_parquet(self.path / "index.parquet", ["shard", "offset", "n_frames"]):
+            part = slice(found, found + batch.num_rows)
+            found = part.stop
+            if found <= rows:
+                self.shard[part], self.offset[part], self.counts[part] = (column.to_numpy() for column in batch.columns)
+        if found != rows:
+            raise UserError(
+                f"{self.path}: index.parquet has {found} rows, manifest.json says {rows}; rebuild it with `dvc repro`"
+            )
 
     def __len__(self) -> int:
         return len(self.counts)
 
+    def iterate_ids(self) -> Iterator[pa.Array]:
+        """Video ids in row order, piece by piece; read anew each time, since most readers never ask."""
+        for batch in iterate_parquet(self.path / "index.parquet", ["id"]):
+            yield batch.column(0)
+
     @property
     def ids(self) -> pa.ChunkedArray:
-        """Video ids in row order; read anew each time, since most readers never ask."""
-        return read_parquet(self.path / "index.parquet", columns=["id"]).column("id")
+        """All video ids in row order."""
+        return pa.chunked_array(list(self.iterate_ids()), pa.string())
 
     def frames(
         self, row: int, indices: Sequence[int] | npt.NDArray[np.integer] | None = None

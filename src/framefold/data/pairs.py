@@ -23,7 +23,9 @@ Pixels = npt.NDArray[np.uint8]  # [image_size, image_size, 3]
 def usable_rows(tokens: TokenStore, labeled: Folds) -> npt.NDArray[np.int64]:
     """Rows of the pool with a title and frames, of which no duplicate is in the holdout or the test split."""
     samples = read_columns("unlabeled", ["id", "group", "frames"])
-    check_aligned(samples.column("id"), tokens.ids, f"data/samples/unlabeled.parquet and {tokens.path}")
+    check_aligned(
+        samples.column("id").chunks, tokens.iterate_ids(), f"data/samples/unlabeled.parquet and {tokens.path}"
+    )
     excluded = np.isin(samples.column("group").to_numpy(), excluded_groups(labeled, read_test_groups()))
     has_both = (samples.column("frames").to_numpy() > 0) & (tokens.lengths()[:, 0] > 0)
     return np.flatnonzero(has_both & ~excluded)
@@ -57,7 +59,7 @@ class PairSamples:
 
     def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None) -> Batch:
         rows = self.rows[positions]
-        ids = self.tokens.ids.take(rows).to_pylist()
+        ids = self.tokens.ids_at(rows.tolist())
         keys = video_keys(ids).tolist()
         images = [
             self._image(video_id, sample_rng(*draw, key) if draw else None)

@@ -10,7 +10,7 @@ data/pseudo/labels.parquet   id, label (hard), confidence, teacher (MEAN, NOBODY
 data/pseudo/teachers.json    which folds each teacher's training videos came from
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 from framefold.data.array_files import ArrayFile
 from framefold.data.folds import HOLDOUT, Folds, excluded_groups, teacher_fold
 from framefold.errors import UserError
-from framefold.storage import parquet_writer, read_json, read_parquet
+from framefold.storage import iterate_parquet, parquet_writer, read_json, read_parquet
 
 PSEUDO = Path("data/pseudo")
 ORIGINS = "teachers.json"  # {"n_folds", "trained_folds": {teacher: student folds}}
@@ -39,6 +39,7 @@ MEAN, NOBODY = -1, -2
 BLOCK = 65536  # rows that are checked at a time
 
 Groups = npt.NDArray[np.int64]
+IdsOf = Callable[[npt.NDArray[np.int64]], list[str]]
 TrainedFolds = Mapping[int, Sequence[int]]  # teacher -> student folds of its training videos
 
 
@@ -116,14 +117,14 @@ def _refuse(bad: npt.NDArray[np.bool_], reason: str, first_row: int = 0) -> None
 
 
 def write_labels(
-    folder: Path, ids: pa.ChunkedArray, assigned: Assignment, hard: Iterable[tuple[npt.NDArray, npt.NDArray]]
+    folder: Path, ids: IdsOf, assigned: Assignment, hard: Iterable[tuple[npt.NDArray, npt.NDArray]]
 ) -> None:
-    """labels.parquet; `hard` yields label and confidence block by block, in row order."""
+    """labels.parquet; `ids` gives those of rows, `hard` yields label and confidence block by block, in row order."""
     row = 0
     with parquet_writer(folder / "labels.parquet", SCHEMA) as writer:
         for label, confidence in hard:
             rows = slice(row, row + len(label))
-            columns = [ids.slice(row, len(label)).combine_chunks(), label, confidence]
+            columns = [ids(np.arange(row, row + len(label))), label, confidence]
             columns += [assigned.teacher[rows], assigned.usable[rows]]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
@@ -135,10 +136,14 @@ class PseudoLabels:
     """The finished store; soft labels stay on disk."""
 
     folder: Path
-    ids: pa.ChunkedArray  # strings (N,)
     teacher: npt.NDArray[np.int32]  # (N,)
     usable: npt.NDArray[np.bool_]  # (N,)
     trained_folds: dict[int, list[int]]
+
+    def iterate_ids(self) -> Iterator[pa.Array]:
+        """Ids in row order, piece by piece."""
+        for batch in iterate_parquet(self.folder / "labels.parquet", ["id"]):
+            yield batch.column(0)
 
     def soft(self, teacher: int | None) -> ArrayFile:
         """(N, C) on disk: the mean of the teachers, or the labels of `teacher` alone, who saw no label of the student
@@ -161,9 +166,9 @@ class PseudoLabels:
 
 def open_pseudo_labels(folder: Path = PSEUDO) -> PseudoLabels:
     """Raises UserError for labels of a teacher that saw the holdout or its own fold."""
-    table = read_parquet(folder / "labels.parquet", columns=["id", "teacher", "usable"])
+    table = read_parquet(folder / "labels.parquet", columns=["teacher", "usable"])
     teacher, usable = (table.column(name).to_numpy() for name in ("teacher", "usable"))
-    return PseudoLabels(folder, table.column("id"), teacher, usable, read_teachers(folder))
+    return PseudoLabels(folder, teacher, usable, read_teachers(folder))
 
 
 def read_teachers(folder: Path = PSEUDO) -> dict[int, list[int]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -81,9 +81,8 @@ class _Segment:
 class TokenStore:
     """Token ids of one split, row by row, read in place from `data/tokens/<split>.arrow`.
 
-    `ids` are the videos' ids (pyarrow strings). Rows may be spread over any number of record batches. Pages of the
-    memory map are given back after some reads, so a store of millions of videos costs no memory; pickles as its path
-    (loader workers).
+    Rows may be spread over any number of record batches. Pages of the memory map are given back after some reads, so a
+    store of millions of videos costs no memory; pickles as its path (loader workers).
     """
 
     def __init__(self, path: Path | str):
@@ -93,11 +92,13 @@ class TokenStore:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             table = pa.ipc.open_file(pa.py_buffer(self._map)).read_all()
-            self.ids: pa.ChunkedArray = table["id"]
-            self._batches = [tuple(_Segment.of(batch[name]) for name in SEGMENTS) for batch in table.to_batches()]
+            batches = table.to_batches()
+            self._ids = [batch["id"] for batch in batches]
+            self._batches = [tuple(_Segment.of(batch[name]) for name in SEGMENTS) for batch in batches]
         except (OSError, ValueError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(f"{self.path}: not a token store ({error}); rebuild it with `dvc repro tokenize`") from None
         self._first_rows = np.cumsum([0, *(len(batch[0].offsets) - 1 for batch in self._batches)])
+        self._give_back()
 
     def __len__(self) -> int:
         return int(self._first_rows[-1])
@@ -107,15 +108,38 @@ class TokenStore:
 
     def segments(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token ids of title, asr and ocr without special tokens: views into the mapped file, uint16 or int32."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"{self.path}: row {row} of {len(self)}")
-        self._reads += 1
-        if self._reads % READS == 0:
-            self._give_back()
-        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        i = row - int(self._first_rows[number])
+        number, i = self._place(row)
         title, asr, ocr = (part.values[part.offsets[i] : part.offsets[i + 1]] for part in self._batches[number])
         return title, asr, ocr
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """All ids in row order."""
+        return pa.chunked_array(self._ids, pa.string())
+
+    def ids_at(self, rows: Iterable[int]) -> list[str]:
+        """Ids of some rows; a look-up in all of them together would take 10 ms for a batch out of a million."""
+        return [self._ids[number][i].as_py() for number, i in map(self._place, rows)]
+
+    def iterate_ids(self) -> Iterator[pa.Array]:
+        """All ids in row order, piece by piece."""
+        for ids in self._ids:
+            yield ids
+            self._count(len(ids))
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Record batch of a row, and its row in there."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.path}: row {row} of {len(self)}")
+        self._count(1)
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return number, row - int(self._first_rows[number])
+
+    def _count(self, reads: int) -> None:
+        self._reads += reads
+        if self._reads >= READS:
+            self._reads = 0
+            self._give_back()
 
     def _give_back(self) -> None:
         """Pages that were read no longer count as this process's memory; the next read of one maps it again."""
@@ -124,18 +148,35 @@ class TokenStore:
 
     def lengths(self) -> np.ndarray:
         """Tokens stored per segment, int32 [N, 3] (title, asr, ocr), from the offsets alone."""
-        parts = [np.stack([np.diff(part.offsets) for part in batch], axis=1) for batch in self._batches]
-        return np.concatenate([np.empty((0, len(SEGMENTS)), np.int32), *parts])
+        lengths = np.empty((len(self), len(SEGMENTS)), np.int32)
+        for first, batch in zip(self._first_rows.tolist(), self._batches, strict=False):
+            for column, part in enumerate(batch):
+                lengths[first : first + len(part.offsets) - 1, column] = np.diff(part.offsets)
+            self._count(len(batch[0].offsets) - 1)
+        return lengths
 
 
-def check_aligned(ids_a: pa.ChunkedArray, ids_b: pa.ChunkedArray, where: str) -> None:
-    """Row i must be the same video in both stores.
+def check_aligned(ids_a: Iterable[pa.Array], ids_b: Iterable[pa.Array], where: str) -> None:
+    """Row i must be the same video in both stores; ids come piece by piece, in pieces of any size.
 
     Raises UserError with the first row that differs; `where` names the two stores.
     """
-    if ids_a.equals(ids_b):
-        return
-    if len(ids_a) != len(ids_b):
-        raise UserError(f"{where}: {len(ids_a)} videos against {len(ids_b)}; rebuild both with `dvc repro`")
-    row = next(i for i, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b)
-    raise UserError(f"{where}: row {row} is video {ids_a[row]} against {ids_b[row]}; rebuild both with `dvc repro`")
+    row, pieces_a, pieces_b = 0, iter(ids_a), iter(ids_b)
+    a = b = pa.array([], pa.string())
+    while True:
+        a = a if len(a) else next((piece for piece in pieces_a if len(piece)), a)
+        b = b if len(b) else next((piece for piece in pieces_b if len(piece)), b)
+        common = min(len(a), len(b))
+        if common == 0:
+            break
+        _check_equal(a[:common], b[:common], row, where)
+        a, b, row = a[common:], b[common:], row + common
+    rows = [row + len(rest) + sum(map(len, pieces)) for rest, pieces in ((a, pieces_a), (b, pieces_b))]
+    if rows[0] != rows[1]:
+        raise UserError(f"{where}: {rows[0]} videos against {rows[1]}; rebuild both with `dvc repro`")
+
+
+def _check_equal(a: pa.Array, b: pa.Array, first_row: int, where: str) -> None:
+    if not a.equals(b):
+        i = next(i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1])
+        raise UserError(f"{where}: row {first_row + i} is video {a[i]} against {b[i]}; rebuild both with `dvc repro`")

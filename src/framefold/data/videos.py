@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from framefold.data.array_files import ArrayFile
 from framefold.data.batches import VideoDataset
@@ -33,7 +32,7 @@ class Videos:
         return len(self.tokens)
 
     def ids(self, rows: npt.NDArray[np.integer]) -> list[str]:
-        return self.tokens.ids.take(pa.array(rows)).to_pylist()
+        return self.tokens.ids_at(rows.tolist())
 
     def dataset(
         self,
@@ -62,7 +61,7 @@ def open_labeled(videos: Videos | None = None) -> Folds:
     """Labels, duplicate groups and folds of the labelled videos, checked to be in the order of `videos` when given."""
     table = read_parquet(FOLDS)
     if videos is not None:
-        check_aligned(table.column("id"), videos.tokens.ids, f"{FOLDS} and {videos.tokens.path}")
+        check_aligned(table.column("id").chunks, videos.tokens.iterate_ids(), f"{FOLDS} and {videos.tokens.path}")
     label, group, fold = (table.column(name).to_numpy() for name in ("label", "group", "fold"))
     return Folds(table.column("id").combine_chunks(), label, group, fold)
 

@@ -81,7 +81,8 @@ def find_directory(file: BinaryIO, total: int, tail: bytes) -> Directory:
         raise ZipError("0 bytes" if total == 0 else "no zip directory at its end: truncated, or not a zip")
     _, _, _, _, entries, size, start, _ = unpack_end(tail, position)
     end = total - len(tail) + position
-    if entries == 0xFFFF or size == 0xFFFFFFFF or start == 0xFFFFFFFF:
+    needs64 = entries == 0xFFFF or size == 0xFFFFFFFF or start == 0xFFFFFFFF
+    if needs64 or tail[max(0, position - LOCATOR64_SIZE) : position].startswith(LOCATOR64):  # some writers always do
         end, entries, size, start = find_directory64(file, end, (entries, size, start))
     shift = end - size - start
     if shift < 0 or entries * ENTRY_SIZE > size:

@@ -36,7 +36,7 @@ def open_pool(student: StudentParams, teacher: int | None, held_out: int, seed: 
     empty.
     """
     videos, pseudo = open_videos("unlabeled", student.encoder), open_pseudo_labels()
-    check_aligned(pseudo.ids, videos.tokens.ids, f"{PSEUDO} and {videos.tokens.path}")
+    check_aligned(pseudo.iterate_ids(), videos.tokens.iterate_ids(), f"{PSEUDO} and {videos.tokens.path}")
     soft = pseudo.soft(teacher)
     rows = np.flatnonzero(pseudo.usable)
     if len(rows) < 2:
