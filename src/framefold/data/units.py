@@ -63,9 +63,12 @@ def drop_leftovers(parent: Path, name: str = "*") -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def link(source: Path, target: Path) -> None:
-    """Publish a unit's file and keep it, at no cost in space where the file system has hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def link_files(unit: Path, target: Path, pattern: str) -> None:
+    """Put a unit's files into the folder `target` and keep them, at no cost in space where there are hard links."""
+    for path in sorted(unit.glob(pattern)):
+        if path.name == SEAL:
+            continue
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copyfile(path, target / path.name)
