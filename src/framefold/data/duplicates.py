@@ -134,6 +134,8 @@ def join_by_both(
 
 
 def join_similar(groups: Groups, texts: ShingleStore, a: np.ndarray, b: np.ndarray, least: float, guard: Guard) -> None:
+    apart = groups.parent[a] != groups.parent[b]  # most of the joined pairs go at once
+    a, b = a[apart], b[apart]
     for number, (left, right) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
         if number % GUARDED == 0:
             guard()
