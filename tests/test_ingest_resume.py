@@ -118,7 +118,11 @@ def test_what_is_finished_is_not_done_again(whole: dict[str, bytes]) -> None:
     """A kill costs the split at hand, or the unit of hashes at hand."""
     killed("framefold.data.intake.refusal", 31)  # in the third split
     assert sorted(path.name for path in UNITS.iterdir() if path.is_dir()) == ["labeled", "test"]
-    killed("framefold.data.frame_hashes.hash_videos", 6)  # in the third unit
+    with pytest.MonkeyPatch.context() as patch:
+        before_call(patch, "framefold.data.frame_hashes.hash_videos", 6, kill)  # in the third unit
+        before_call(patch, "framefold.data.intake.read_split", 2, lambda: pytest.fail("read again"))
+        with pytest.raises(Killed):
+            ingest.main()
     assert counted("framefold.data.frame_hashes.hash_videos") == 11 - 4
     assert contents(OUTPUTS) == whole
 
