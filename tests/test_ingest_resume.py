@@ -183,25 +183,31 @@ def test_other_params_keep_what_does_not_depend_on_them(mini: MiniRoot, key: str
 
 
 @pytest.mark.parametrize(
-    "target",
+    ("target", "number", "unfinished"),
     [
-        "framefold.data.intake.refusal",
-        "framefold.data.frame_hashes.hash_videos",
-        "framefold.data.duplicates.candidate_pairs",
+        ("framefold.data.intake.refusal", 10, "labeled"),
+        ("framefold.data.frame_hashes.hash_videos", 5, "hashes-00002"),
+        ("framefold.data.duplicates.join_by_frames", 1, "samples"),
+        ("framefold.data.duplicates.join_by_text", 1, "samples"),
+        ("framefold.data.duplicates.join_by_both", 1, "samples"),
+        ("framefold.data.ingestion.write_samples", 3, "samples"),
     ],
 )
 def test_sigterm_stops_soon_and_keeps_progress(
-    whole: dict[str, bytes], target: str, monkeypatch: pytest.MonkeyPatch
+    whole: dict[str, bytes], target: str, number: int, unfinished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 143 before anything is published, and the next run goes on."""
+    """Exit code 143, the unit at hand not finished, nothing published; the next run goes on."""
     monkeypatch.setattr("framefold.data.intake.GUARDED", 1)
     with pytest.MonkeyPatch.context() as patch:
-        before_call(patch, target, 10, terminate)
+        if unfinished == "samples" and "join" in target:
+            patch.setattr("framefold.data.ingestion.write_samples", lambda *arguments: pytest.fail("went on"))
+        before_call(patch, target, number, terminate)
         with pytest.raises(SystemExit) as stop:
             ingest.main()
     assert stop.value.code == 128 + signal.SIGTERM
     assert contents(["data/samples/*", "metrics/*"]) == {}
     assert (UNITS / "test").is_dir()
+    assert not (UNITS / unfinished).exists()
     ingest.main()
     assert contents(OUTPUTS) == whole
 

@@ -78,8 +78,8 @@ def join_by_frames(
 ) -> None:
     rows = rows_where(hashed.all(axis=1))
     for mask in piece_masks():
+        guard()
         for a, b in candidate_pairs(piece_keys(hashes, rows, mask), rows, params.max_bucket):
-            guard()
             near = (distance(hashes[a], hashes[b]) <= params.frame_distance).all(axis=1)
             for pair in zip(a[near].tolist(), b[near].tolist(), strict=True):
                 groups.union(*pair)
@@ -118,6 +118,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def join_by_text(groups: Groups, texts: ShingleStore, kept: np.ndarray, params: DuplicateParams, guard: Guard) -> None:
     rows = rows_where(kept & (texts.counts >= params.min_shingles))
     for band in range(STRICT_BANDS):
+        guard()
         for a, b in candidate_pairs(texts.band(band)[rows], rows, params.max_bucket):
             join_similar(groups, texts, a, b, params.text_similarity, guard)
 
@@ -127,6 +128,7 @@ def join_by_both(
 ) -> None:
     rows = rows_where(hashed.any(axis=1) & (texts.counts > 0))
     for band in range(STRICT_BANDS, STRICT_BANDS + LOOSE_BANDS):
+        guard()
         for a, b in candidate_pairs(texts.band(band)[rows], rows, params.max_bucket):
             near = distance(hashes[a], hashes[b]) <= params.weak_frame_distance
             near = (near & hashed[a] & hashed[b]).any(axis=1)
@@ -137,7 +139,7 @@ def join_similar(groups: Groups, texts: ShingleStore, a: np.ndarray, b: np.ndarr
     apart = groups.parent[a] != groups.parent[b]  # most of the joined pairs go at once
     a, b = a[apart], b[apart]
     for number, (left, right) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
-        if number % GUARDED == 0:
+        if number % GUARDED == GUARDED - 1:
             guard()
         if groups.find(left) != groups.find(right) and texts.similarity(left, right) >= least:
             groups.union(left, right)
