@@ -7,9 +7,11 @@ from pathlib import Path
 
 from framefold.data.demo.write import write_demo
 from framefold.data.manifest import write_manifest
+from framefold.data.units import drop_leftovers
 from framefold.errors import command
 from framefold.params.base import load
 from framefold.params.demo import DemoParams
+from framefold.scratch import Scratch
 from framefold.storage import write_folder_aside
 
 log = logging.getLogger(__name__)
@@ -23,9 +25,14 @@ def main() -> None:
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; no byte depends on it"
     )
     args = parser.parse_args()
-    with write_folder_aside(Path("data") / args.name) as root:
-        scores = write_demo(root, load(DemoParams), args.workers)
-        videos = write_manifest(root)
+    params, target = load(DemoParams), Path("data") / args.name
+    with Scratch(f"demo_data@{args.name}", {}) as scratch:  # nothing is kept: this is short
+        drop_leftovers(target.parent, target.name)
+        with write_folder_aside(target) as root:
+            scores = write_demo(root, params, args.workers, scratch.guard)
+            videos = write_manifest(root)
+            scratch.guard()
+        scratch.finish()
     log.info(
         "data/%s: %d videos; the oracle's official score on test is %.4f", args.name, videos, scores["both"]["score"]
     )

@@ -10,6 +10,7 @@ from framefold.inference.predictions import read_aligned, softmax
 from framefold.inference.reweighting import fit_reweighting
 from framefold.params.base import load, load_value
 from framefold.params.reweight import ReweightParams
+from framefold.scratch import Scratch
 from framefold.storage import write_json
 
 log = logging.getLogger(__name__)
@@ -21,18 +22,21 @@ def main() -> None:
     parser.add_argument("--arch", required=True)
     arch = parser.parse_args().arch
 
-    labeled = read_labeled()
-    rows = labeled.out_of_fold_rows(load_value("folds"))
-    logits = read_aligned(Path("models/swa") / arch / "out_of_fold.parquet", labeled.ids_of(rows))
-    fit = fit_reweighting(
-        softmax(logits),
-        labeled.labels[rows],
-        labeled.groups[rows],
-        labeled.class_sizes(),
-        labeled.categories,
-        load(ReweightParams),
-    )
-    write_json(Path("models/reweight") / f"{arch}.json", fit)
+    with Scratch(f"reweight@{arch}", {}) as scratch:  # nothing is kept: this is short
+        labeled = read_labeled()
+        rows = labeled.out_of_fold_rows(load_value("folds"))
+        logits = read_aligned(Path("models/swa") / arch / "out_of_fold.parquet", labeled.ids_of(rows))
+        fit = fit_reweighting(
+            softmax(logits),
+            labeled.labels[rows],
+            labeled.groups[rows],
+            labeled.class_sizes(),
+            labeled.categories,
+            load(ReweightParams),
+        )
+        scratch.guard()
+        write_json(Path("models/reweight") / f"{arch}.json", fit)
+        scratch.finish()
     gain, verdict = fit["cross_fitted_gain"], "used" if fit["used"] else "not used"
     log.info(f"reweight {arch}: a {fit['a']}, b {fit['b']}, cross-fitted gain {gain:+.4f}: {verdict}")
 

@@ -11,6 +11,7 @@ from framefold.data.samples import read_columns
 from framefold.errors import command
 from framefold.params.base import load
 from framefold.params.split import SplitParams
+from framefold.scratch import Scratch
 from framefold.storage import write_json
 
 log = logging.getLogger(__name__)
@@ -19,13 +20,16 @@ log = logging.getLogger(__name__)
 @command
 def main() -> None:
     params = load(SplitParams)
-    samples = read_columns("labeled", ["id", "label", "group"])
-    label, group = (samples.column(name).to_numpy() for name in ("label", "group"))
-    folds = make_folds(samples.column("id").combine_chunks(), label, group, params)
-    check_folds(folds, params.n_folds)
-    folds.write()
-    counts = count(folds, params.n_folds, read_categories().names)
-    write_json("metrics/split.json", counts)
+    with Scratch("split", {}) as scratch:  # nothing is kept: this is short
+        samples = read_columns("labeled", ["id", "label", "group"])
+        label, group = (samples.column(name).to_numpy() for name in ("label", "group"))
+        folds = make_folds(samples.column("id").combine_chunks(), label, group, params)
+        check_folds(folds, params.n_folds)
+        counts = count(folds, params.n_folds, read_categories().names)
+        scratch.guard()
+        folds.write()
+        write_json("metrics/split.json", counts)
+        scratch.finish()
     log.info("split: %d videos, holdout %d, folds %s", len(folds), counts["holdout"], counts["folds"])
 
 

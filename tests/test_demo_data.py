@@ -29,7 +29,7 @@ SMALL = DemoParams(
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo") / "one"
-    write_demo(root, SMALL, workers=2)
+    write_demo(root, SMALL, workers=2, guard=lambda: None)
     return root
 
 
@@ -52,12 +52,12 @@ def table(root: Path, name: str) -> list[list[str]]:
 
 
 def test_same_params_give_the_same_bytes_with_any_number_of_workers(demo: Path, tmp_path: Path):
-    write_demo(tmp_path / "again", SMALL, workers=1)
+    write_demo(tmp_path / "again", SMALL, workers=1, guard=lambda: None)
     assert tree(tmp_path / "again") == tree(demo)
 
 
 def test_another_seed_gives_other_videos(demo: Path, tmp_path: Path):
-    write_demo(tmp_path / "other", SMALL.model_copy(update={"seed": 8}), workers=1)
+    write_demo(tmp_path / "other", SMALL.model_copy(update={"seed": 8}), workers=1, guard=lambda: None)
     assert not {r["id"] for r in records(tmp_path / "other", "test")} & {r["id"] for r in records(demo, "test")}
 
 

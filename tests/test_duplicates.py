@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from framefold.data.duplicates import candidate_pairs, group_duplicates
 from framefold.data.frame_hashes import SIDE, perceptual_hashes
-from framefold.data.shingles import MAX_SHINGLES, ShingleStore, ShingleWriter, jaccard, shingle_set
+from framefold.data.shingles import MAX_SHINGLES, ShingleStore, ShingleWriter, jaccard, shingle_sets
 from framefold.params.base import load
 from framefold.params.ingest import DuplicateParams
 from stages import ingest
@@ -32,6 +32,10 @@ def edited(data: bytes, quality: int = 60) -> bytes:
     buffer = io.BytesIO()
     ImageEnhance.Brightness(image).enhance(1.1).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def shingle_set(text: str) -> np.ndarray:
+    return shingle_sets([text])[0]
 
 
 def groups() -> dict[str, int]:
@@ -129,8 +133,10 @@ def test_near_duplicates_are_found_among_thousands(tmp_path: Path) -> None:
         writer.add("".join(text))
     writer.close()
     n = 3000
-    store = ShingleStore(tmp_path)
-    found = group_duplicates(store, np.zeros((n, 2), np.uint64), np.zeros((n, 2), bool), np.ones(n, bool), PARAMS)
+    store = ShingleStore([tmp_path])
+    found = group_duplicates(
+        store, np.zeros((n, 2), np.uint64), np.zeros((n, 2), bool), np.ones(n, bool), PARAMS, lambda: None
+    )
     similar = np.array([store.similarity(row, row + 1) >= 0.8 for row in range(0, n, 2)])
     store.close()
     assert similar.sum() > 1000
@@ -154,7 +160,7 @@ def test_frame_hashes_six_bits_apart_are_all_found() -> None:
         def band(self, number: int) -> np.ndarray:
             return np.zeros(2000, np.uint32)
 
-    found = group_duplicates(NoText(), hashes, np.ones((2000, 2), bool), np.ones(2000, bool), PARAMS)  # type: ignore[arg-type]
+    found = group_duplicates(NoText(), hashes, np.ones((2000, 2), bool), np.ones(2000, bool), PARAMS, lambda: None)  # type: ignore[arg-type]
     assert (found == np.arange(2000) // 2 * 2).all()
 
 

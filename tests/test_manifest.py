@@ -54,7 +54,7 @@ def test_unreadable_zip_gets_a_line_and_stops_nothing(mini: MiniRoot, content: b
     entry = manifest.find(bad)
     assert entry is not None
     assert (entry.digest, entry.size, entry.frames) == (UNREADABLE, len(content), 0)
-    assert (manifest.records["frames"] == 2).sum() == len(manifest) - 1
+    assert (manifest.facts["frames"] == 2).sum() == len(manifest) - 1
 
 
 def test_digest_sees_a_changed_frame_of_the_same_size(mini: MiniRoot) -> None:

@@ -11,7 +11,7 @@ from framefold.errors import command
 def manifest(arguments: argparse.Namespace) -> None:
     from framefold.data.manifest import write_manifest
 
-    write_manifest(arguments.dir)
+    write_manifest(arguments.dir, full=arguments.full)
 
 
 def profile(arguments: argparse.Namespace) -> None:
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     part = commands.add_parser("manifest", help="index the frames of a data root, once and after every change")
     part.add_argument("dir", type=Path, metavar="DIR", help="folder with annotations/ and zip_frames/ or zip_feats/")
+    part.add_argument("--full", action="store_true", help="read every zip again (where file times can't be trusted)")
     part.set_defaults(handler=manifest)
 
     part = commands.add_parser("profile", help="merge profiles/NAME.yaml and overrides into params.yaml")

@@ -12,6 +12,7 @@ from framefold.errors import UserError
 from framefold.storage import fingerprint_of
 
 PACKAGE = Path(__file__).parent  # src/framefold
+LIBRARIES = ("numpy", "torch", "accelerate", "pillow", "pyarrow", "tokenizers")  # whose versions show in bytes
 WHOLE = 1 << 20  # files up to this size are digested whole
 EDGE = 1 << 16  # of larger ones, this much at each end, with size and time of modification
 
@@ -30,7 +31,7 @@ def stage_fingerprint(
         "params": fingerprint_of(params),
         "inputs": fingerprint_of({str(path): path_digest(path) for path in inputs}),
         "code": code_fingerprint(modules),
-        "versions": fingerprint_of({name: version(name) for name in ("numpy", "torch", "accelerate")}),
+        "versions": fingerprint_of({name: version(name) for name in LIBRARIES}),
     }
 
 

@@ -3,23 +3,27 @@
 The hash is the sign of the 64 lowest frequencies of a frame's cosine transform against their median (pHash).
 """
 
-import multiprocessing
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from framefold.data.decoding import batched
 from framefold.data.frames import FrameError, decode_jpeg, read_frames
 from framefold.data.manifest import ManifestEntry
+from framefold.data.units import has_unit, write_unit
+from framefold.data.workers import map_in_processes
+from framefold.progress import Progress
 
 SIDE = 32  # pixels of the thumbnail
 BITS = 64
 MIN_CONTRAST = 4.0  # standard deviation in grey levels; flatter frames (black, white, fades) are no evidence
 CHUNK = 128  # videos per task of a worker
+UNIT_CHUNKS = 8  # tasks whose hashes are kept together: 1,024 videos, a few seconds of work
 POOL_FROM = 2000  # videos from which starting processes pays
 
 Hashes = tuple[np.ndarray, np.ndarray]  # uint64 [n, 2] of first and last frame, bool [n, 2]: there is one
@@ -65,28 +69,47 @@ def thumbnail(data: bytes) -> np.ndarray:
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def hash_all(root: Path, entries: Iterable[ManifestEntry], n: int, workers: int) -> Iterator[Hashes]:
-    """Hashes of `n` videos, chunk by chunk in their order, which does not depend on `workers`."""
-    task = partial(hash_videos, root)
-    if workers <= 1 or n < POOL_FROM:
-        yield from map(task, chunked(entries))
+def hash_all(
+    root: Path, entries: Iterable[ManifestEntry], n: int, folder: Path, workers: int, guard: Callable[[], None]
+) -> Iterator[Hashes]:
+    """Hashes of `n` videos in their order, unit by unit; finished units in `folder` are not computed again.
+
+    The result does not depend on `workers`. `guard` runs now and then; what it raises stops the work.
+    """
+    size = UNIT_CHUNKS * CHUNK
+    units = [folder / f"hashes-{start // size:05d}" for start in range(0, n, size)]
+    missing = {number for number, unit in enumerate(units) if not has_unit(unit)}
+    progress = Progress("hash frames", total=n, unit="videos", start=n - videos_in(missing, n, size))
+    to_do = (entry for row, entry in enumerate(entries) if row // size in missing)
+    with contextlib.closing(hash_chunks(root, to_do, videos_in(missing, n, size), workers, guard)) as chunks:
+        for number, unit in enumerate(units):
+            if number in missing:
+                videos = min(size, n - number * size)
+                save_hashes(unit, list(islice(chunks, -(-videos // CHUNK))))
+                progress.add(videos)
+            yield np.load(unit / "hashes.npy"), np.load(unit / "usable.npy")
+    progress.close()
+
+
+def videos_in(units: Iterable[int], n: int, size: int) -> int:
+    return sum(min(size, n - number * size) for number in units)
+
+
+def save_hashes(unit: Path, chunks: list[Hashes]) -> None:
+    hashes, usable = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    with write_unit(unit) as aside:
+        np.save(aside / "hashes.npy", hashes)
+        np.save(aside / "usable.npy", usable)
+
+
+def hash_chunks(
+    root: Path, entries: Iterable[ManifestEntry], n: int, workers: int, guard: Callable[[], None]
+) -> Generator[Hashes, None, None]:
+    """Hashes of CHUNK videos at a time, in processes where that pays."""
+    task, chunks = partial(hash_videos, root), batched(entries, CHUNK)
+    if workers > 1 and n >= POOL_FROM:
+        yield from map_in_processes(task, chunks, workers, guard)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting: deque[Future[Hashes]] = deque()
-        for chunk in chunked(entries):
-            waiting.append(pool.submit(task, chunk))
-            if len(waiting) > 4 * workers:  # no more in flight, so that memory stays constant
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def chunked(entries: Iterable[ManifestEntry]) -> Iterator[list[ManifestEntry]]:
-    chunk: list[ManifestEntry] = []
-    for entry in entries:
-        chunk.append(entry)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    for chunk in chunks:
+        guard()
+        yield task(chunk)

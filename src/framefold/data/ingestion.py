@@ -2,13 +2,12 @@
 
 First pass: every annotation file is streamed into a draft on disk, with the shingles of its texts. Then ids are
 compared, frames are hashed and duplicates grouped. Second pass: drafts become samples, now that labels and groups are
-known.
+known. Drafts and hashes are kept in the stage's scratch folder until all is published; the rest is short.
 """
 
-import logging
-import shutil
+import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,98 +17,93 @@ import pyarrow.compute as pc
 
 from framefold.data import manifest as manifests
 from framefold.data.categories import Categories, make_categories, read_label_map
-from framefold.data.duplicates import group_duplicates
+from framefold.data.duplicates import BLOCK, group_duplicates
 from framefold.data.frame_hashes import hash_all
-from framefold.data.intake import ORDER, Intake, iterate_drafts, open_rejects
+from framefold.data.intake import ORDER, Intake, open_rejects, take_split
 from framefold.data.manifest import ManifestEntry
 from framefold.data.samples import FOLDER, REJECTED, SCHEMA, SPLITS, TEXTS
-from framefold.data.shingles import ShingleStore, ShingleWriter
+from framefold.data.shingles import ShingleStore
+from framefold.data.units import drop_leftovers
 from framefold.errors import UserError
 from framefold.params.data import DataParams
-from framefold.params.ingest import IngestParams
-from framefold.progress import Progress
+from framefold.params.ingest import DuplicateParams, IngestParams
 from framefold.storage import parquet_writer, write_folder_aside
 
-log = logging.getLogger(__name__)
-
-SCRATCH = Path("data/.ingest")
+Guard = Callable[[], None]
 
 
-def ingest(data: DataParams, params: IngestParams, workers: int) -> dict[str, Any]:
+def ingest(data: DataParams, params: IngestParams, workers: int, scratch: Path, guard: Guard) -> dict[str, Any]:
     """Write data/samples/ and data/rejected.parquet; returns the counts for metrics/ingest.json.
 
-    Raises UserError when a file can't be read at all, a zip changed since the manifest was written, or too much was
-    rejected.
+    `scratch` keeps what is finished, for a run after this one was killed. `guard` runs now and then, and before
+    anything is published; what it raises stops the work. Raises UserError when a file can't be read at all, a zip
+    changed since the manifest was written, or too much was rejected.
     """
-    shutil.rmtree(SCRATCH, ignore_errors=True)
-    SCRATCH.mkdir(parents=True)
-    try:
-        intake, kept = take_in(data, params)
-        check_rejected(intake, params)
-        categories = intake.categories or seen_categories(intake, kept)
-        groups = find_groups(intake, kept, workers)
-        with write_folder_aside(FOLDER) as folder:
-            categories.write(folder / "categories.json")
-            missing = {split: write_samples(folder, intake, split, kept, groups, categories) for split in SPLITS}
-        return summary(intake, kept, groups, categories) | {"missing": missing}
-    finally:
-        shutil.rmtree(SCRATCH, ignore_errors=True)
-
-
-def take_in(data: DataParams, params: IngestParams) -> tuple[Intake, np.ndarray]:
-    """First pass; the array says which drafted records are kept: bool [drafted]."""
-    categories = read_label_map(Path(data.categories)) if data.categories else None
+    for target in (scratch / "*", FOLDER, REJECTED):
+        drop_leftovers(target.parent, target.name)
+    root, given = Path(data.root), read_label_map(Path(data.categories)) if data.categories else None
+    intake = Intake([take_split(root, split, scratch / split, params.max_text, given, guard) for split in ORDER])
     with open_rejects(REJECTED) as rejects:
-        intake = Intake(Path(data.root), SCRATCH, params, categories, rejects)
-        texts = ShingleWriter(SCRATCH)
-        for split in ORDER:
-            intake.read_split(split, texts)
-        texts.close()
-        return intake, intake.first_of_id()
+        kept = intake.write_rejects(rejects)
+        guard()
+    check_rejected(root, intake, params.max_rejected)
+    categories = given or seen_categories(intake, kept)
+    hashes, hashed = hash_frames(root, intake, kept, workers, scratch, guard)
+    groups = find_groups(intake, kept, hashes, hashed, params.duplicates, guard)
+    del hashes, hashed
+    with write_folder_aside(FOLDER) as folder:
+        categories.write(folder / "categories.json")
+        missing = {split: write_samples(folder, intake, split, kept, groups, categories) for split in SPLITS}
+        guard()
+    return summary(intake, kept, groups, categories) | {"missing": missing}
 
 
-def check_rejected(intake: Intake, params: IngestParams) -> None:
-    total = intake.records.total()
+def check_rejected(root: Path, intake: Intake, max_rejected: float) -> None:
     reasons = Counter[str]()
     for split, counts in intake.reasons.items():
         reasons.update({f"{count} {reason} ({split}.json)": count for reason, count in counts.items()})
-    if reasons.total() > params.max_rejected * total:
+    if reasons.total() > max_rejected * intake.records:
         listed = ", ".join(text for text, _ in reasons.most_common(5))
         raise UserError(
-            f"ingest: {reasons.total()} of {total} records rejected, ingest.max_rejected allows "
-            f"{params.max_rejected:.2%}: {listed}; see {REJECTED}, then correct the data or raise the limit"
+            f"ingest: {reasons.total()} of {intake.records} records rejected, ingest.max_rejected allows "
+            f"{max_rejected:.2%}: {listed}; see {REJECTED}, then correct the data or raise the limit"
         )
-    if intake.drafted["labeled"] == 0:
-        raise UserError(f"{intake.root}/annotations/labeled.json: no usable labelled video; add some")
+    if intake.drafts["labeled"].rows == 0:
+        raise UserError(f"{root}/annotations/labeled.json: no usable labelled video; add some")
 
 
 def seen_categories(intake: Intake, kept: np.ndarray) -> Categories:
     names: set[str] = set()
-    for batch, _ in iterate_drafts(intake, "labeled", kept, ["category_id"]):
+    for batch, _ in intake.iterate("labeled", kept, ["category_id"]):
         names.update(batch.column("category_id").unique().to_pylist())
     return make_categories(names)
 
 
-def find_groups(intake: Intake, kept: np.ndarray, workers: int) -> np.ndarray:
-    """int32 [drafted]: number of the first row of each row's duplicate group."""
+def hash_frames(
+    root: Path, intake: Intake, kept: np.ndarray, workers: int, scratch: Path, guard: Guard
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of first and last frame, uint64 [drafted, 2], and which there are, bool [drafted, 2]."""
     hashes, hashed = np.zeros((len(kept), 2), np.uint64), np.zeros((len(kept), 2), bool)
-    if manifests.read_layout(intake.root) == "zip_frames":
-        progress = Progress("hash frames", total=int(kept.sum()), unit="videos")
-        rows = np.flatnonzero(kept)
-        for found, usable in hash_all(intake.root, kept_entries(intake, kept), len(rows), workers):
-            part = rows[progress.count : progress.count + len(found)]
+    if manifests.read_layout(root) == "zip_frames":
+        rows, done = np.flatnonzero(kept), 0
+        for found, usable in hash_all(root, kept_entries(intake, kept), len(rows), scratch, workers, guard):
+            part = rows[done : done + len(found)]
             hashes[part], hashed[part] = found, usable
-            progress.add(len(found))
-        progress.close()
-    texts = ShingleStore(intake.scratch)
-    groups = group_duplicates(texts, hashes, hashed, kept, intake.params.duplicates)
-    texts.close()
-    return groups
+            done += len(found)
+    return hashes, hashed
+
+
+def find_groups(
+    intake: Intake, kept: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, params: DuplicateParams, guard: Guard
+) -> np.ndarray:
+    """int32 [drafted]: number of the first row of each row's duplicate group."""
+    with contextlib.closing(ShingleStore([draft.folder for draft in intake.drafts.values()])) as texts:
+        return group_duplicates(texts, hashes, hashed, kept, params, guard)
 
 
 def kept_entries(intake: Intake, kept: np.ndarray) -> Iterator[ManifestEntry]:
     for split in ORDER:
-        for batch, _ in iterate_drafts(intake, split, kept, ["id", "size", "digest", "frames"]):
+        for batch, _ in intake.iterate(split, kept, ["id", "size", "digest", "frames"]):
             columns = (column.to_pylist() for column in batch.columns)
             for video_id, size, digest, frames in zip(*columns, strict=True):
                 yield ManifestEntry(split, video_id, size, digest, frames)
@@ -122,7 +116,7 @@ def write_samples(
     names = pa.array(categories.names, pa.string())
     missing: Counter[str] = Counter()
     with parquet_writer(folder / f"{split}.parquet", SCHEMA) as writer:
-        for batch, rows in iterate_drafts(intake, split, kept, ["id", *TEXTS, "category_id", "frames"]):
+        for batch, rows in intake.iterate(split, kept, ["id", *TEXTS, "category_id", "frames"]):
             label = pc.fill_null(pc.index_in(batch.column("category_id"), names), -1)
             group = pa.array(groups[rows].astype(np.int64))
             columns = [batch.column(name) for name in ("id", *TEXTS, "category_id")] + [
@@ -140,9 +134,9 @@ def write_samples(
 
 def summary(intake: Intake, kept: np.ndarray, groups: np.ndarray, categories: Categories) -> dict[str, Any]:
     return {
-        "records": {split: intake.records[split] for split in SPLITS},
+        "records": {split: intake.drafts[split].records for split in SPLITS},
         "samples": {split: int(kept[intake.rows(split)].sum()) for split in SPLITS},
-        "rejected": {split: dict(sorted(intake.reasons.get(split, {}).items())) for split in SPLITS},
+        "rejected": {split: dict(sorted(intake.reasons[split].items())) for split in SPLITS},
         "categories": {"level1": len(categories.level1), "level2": len(categories.names)},
         "duplicates": count_duplicates(intake, kept, groups),
     }
@@ -150,11 +144,15 @@ def summary(intake: Intake, kept: np.ndarray, groups: np.ndarray, categories: Ca
 
 def count_duplicates(intake: Intake, kept: np.ndarray, groups: np.ndarray) -> dict[str, int]:
     """Groups of two and more, videos in them, groups that touch two splits, and the size of the largest."""
-    sizes = np.bincount(groups[kept], minlength=len(groups)).astype(np.int32)
-    splits = np.zeros(len(groups), np.int8)
+    sizes, splits = np.zeros(len(groups), np.int32), np.zeros(len(groups), np.int8)
     for split in ORDER:
-        rows = intake.rows(split)
-        splits[np.unique(groups[rows][kept[rows]])] += 1
+        present, rows = np.zeros(len(groups), bool), intake.rows(split)
+        for start in range(rows.start, rows.stop, BLOCK):
+            part = slice(start, min(start + BLOCK, rows.stop))
+            members = groups[part][kept[part]]
+            np.add.at(sizes, members, 1)
+            present[members] = True
+        splits += present
     shared = sizes > 1
     return {
         "groups": int(shared.sum()),

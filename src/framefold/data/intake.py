@@ -1,9 +1,10 @@
 """The first pass of ingest: annotations to drafts on disk, what can't be used to rejected.parquet with its reason."""
 
 import contextlib
+import logging
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from framefold.data.ids import MAX_DIGITS
 from framefold.data.manifest import ManifestEntry, SplitManifest
 from framefold.data.samples import REJECTED_SCHEMA
 from framefold.data.shingles import ShingleWriter
-from framefold.params.ingest import IngestParams
+from framefold.data.units import has_unit, write_unit
 from framefold.progress import Progress
-from framefold.storage import iterate_parquet, parquet_writer
+from framefold.storage import iterate_parquet, parquet_writer, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 # Test comes first: of two records with one id the later is rejected, and every test id must be in the submission.
 ORDER = ("test", "labeled", "unlabeled")
 BATCH = 4096  # rows written at a time
+GUARDED = 1024  # records between two looks at the guard
 DUPLICATE_ID = "duplicate id"
+ID = f"S{MAX_DIGITS}"
 DRAFT_SCHEMA = pa.schema(
     [
         *[(name, pa.string()) for name in ("id", "title", "asr", "ocr", "category_id")],
@@ -65,71 +70,128 @@ class RowWriter:
             self.rows.clear()
 
 
-@dataclass
+@dataclass(frozen=True)
+class Draft:
+    """One split after the first pass: a unit (units.py) of draft.parquet, rejects.parquet, ids and shingles."""
+
+    split: str
+    folder: Path
+    records: int  # read
+    rows: int  # of draft.parquet: those that were not rejected
+    reasons: dict[str, int]  # of the others
+
+    @classmethod
+    def of(cls, split: str, folder: Path) -> "Draft":
+        return cls(split, folder, **read_json(folder / "counts.json"))
+
+    def iterate(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        return iterate_parquet(self.folder / "draft.parquet", columns, BATCH)
+
+
+def take_split(
+    root: Path, split: str, folder: Path, max_text: int, categories: Categories | None, guard: Callable[[], None]
+) -> Draft:
+    """First pass over one annotation file, unless an earlier run has finished it. `guard`: what it raises stops it.
+
+    `categories`: the label map; None: what labelled videos have. Memory: 40 bytes a record, the split's manifest.
+    """
+    if has_unit(folder):
+        draft = Draft.of(split, folder)
+        log.info("ingest %s: %d records, read before an interruption", split, draft.records)
+        return draft
+    with write_unit(folder) as aside:
+        write_json(aside / "counts.json", read_split(root, split, aside, max_text, categories, guard))
+    return Draft.of(split, folder)
+
+
+def read_split(
+    root: Path, split: str, folder: Path, max_text: int, categories: Categories | None, guard: Callable[[], None]
+) -> dict[str, Any]:
+    """Stream one annotation file into the files of a Draft; returns its counts."""
+    manifest, known = SplitManifest(root, split), set(categories.names) if categories else None
+    progress, reasons = Progress(f"ingest {split}", total=None, unit="records"), Counter[str]()
+    file, rows = f"annotations/{split}.json", 0
+    with contextlib.ExitStack() as stack:
+        draft = stack.enter_context(RowWriter(folder / "draft.parquet", DRAFT_SCHEMA))
+        rejects = stack.enter_context(open_rejects(folder / "rejects.parquet"))
+        ids = stack.enter_context(open(folder / "ids", "wb"))
+        texts = stack.enter_context(contextlib.closing(ShingleWriter(folder)))
+        for item in read_annotations(root / file, split == "labeled", max_text):
+            if progress.count % GUARDED == 0:
+                guard()
+            entry = manifest.find(item.id) if isinstance(item, Record) else None
+            reason = refusal(item, entry, known) if isinstance(item, Record) else item.reason
+            if isinstance(item, Record) and entry is not None and not reason:
+                draft.add(*item, entry.frames, entry.size, entry.digest)
+                texts.add(f"{item.title} {item.ocr}")
+                ids.write(item.id.encode().ljust(MAX_DIGITS, b"\0"))
+                rows += 1
+            else:
+                rejects.add(split, file, item.id, reason)
+                reasons[reason] += 1
+            progress.add(1)
+    progress.close(rejected=str(reasons.total()))
+    return {"records": progress.count, "rows": rows, "reasons": dict(reasons)}
+
+
 class Intake:
-    """What came in. Memory: 20 bytes a record, for comparing ids."""
+    """What came in: the drafts of all splits in ORDER, whose rows are numbered through."""
 
-    root: Path
-    scratch: Path  # drafts and shingles
-    params: IngestParams
-    categories: Categories | None  # None: those seen in labelled
-    rejects: RowWriter
-    records: Counter[str] = field(default_factory=Counter)  # read, by split
-    drafted: dict[str, int] = field(default_factory=dict)  # rows of the draft, by split
-    reasons: dict[str, Counter[str]] = field(default_factory=dict)
-    ids: bytearray = field(default_factory=bytearray)  # drafted ids as S20, in ORDER
+    def __init__(self, drafts: list[Draft]):
+        self.drafts = {draft.split: draft for draft in drafts}
+        self.reasons = {draft.split: Counter(draft.reasons) for draft in drafts}
 
-    def draft_path(self, split: str) -> Path:
-        return self.scratch / f"{split}.parquet"
+    @property
+    def records(self) -> int:
+        return sum(draft.records for draft in self.drafts.values())
 
-    def read_split(self, split: str, texts: ShingleWriter) -> None:
-        """Stream one annotation file into a draft."""
-        path = self.root / "annotations" / f"{split}.json"
-        manifest = SplitManifest(self.root, split)
-        known = set(self.categories.names) if self.categories else None
-        progress = Progress(f"ingest {split}", total=None, unit="records")
-        before = len(self.ids)
-        with RowWriter(self.draft_path(split), DRAFT_SCHEMA) as draft:
-            for item in read_annotations(path, split == "labeled", self.params.max_text):
-                self.records[split] += 1
-                entry = manifest.find(item.id) if isinstance(item, Record) else None
-                if isinstance(item, Record) and not (reason := refusal(item, entry, known)) and entry is not None:
-                    draft.add(*item, entry.frames, entry.size, entry.digest)
-                    texts.add(f"{item.title} {item.ocr}")
-                    self.ids += item.id.encode().ljust(MAX_DIGITS, b"\0")
-                else:
-                    self.reject(split, item.id, item.reason if not isinstance(item, Record) else reason)
-                progress.add(1)
-        self.drafted[split] = (len(self.ids) - before) // MAX_DIGITS
-        progress.close(rejected=str(self.records[split] - self.drafted[split]))
-
-    def reject(self, split: str, video_id: str, reason: str) -> None:
-        self.rejects.add(split, f"annotations/{split}.json", video_id, reason)
-        self.reasons.setdefault(split, Counter())[reason] += 1
-
-    def first_of_id(self) -> np.ndarray:
-        """bool [drafted records, in ORDER]: False where an earlier record has the same id; those are rejected here."""
-        ids = np.frombuffer(self.ids, f"S{MAX_DIGITS}")
-        order = np.argsort(ids, kind="stable")
-        first = np.ones(len(ids), bool)
-        for start in range(1, len(ids), BATCH):
-            now = order[start : start + BATCH]
-            first[now] = ids[now] != ids[order[start - 1 : start - 1 + len(now)]]
-        for row in np.flatnonzero(~first):
-            self.reject(self.split_of(int(row)), ids[row].decode(), DUPLICATE_ID)
-        return first
-
-    def split_of(self, row: int) -> str:
-        for split in ORDER:
-            if row < self.drafted[split]:
-                return split
-            row -= self.drafted[split]
-        raise IndexError(row)
+    @property
+    def n(self) -> int:
+        return sum(draft.rows for draft in self.drafts.values())
 
     def rows(self, split: str) -> slice:
         """Where the split stands in arrays over all drafted records."""
-        start = sum(self.drafted[earlier] for earlier in ORDER[: ORDER.index(split)])
-        return slice(start, start + self.drafted[split])
+        start = sum(self.drafts[earlier].rows for earlier in ORDER[: ORDER.index(split)])
+        return slice(start, start + self.drafts[split].rows)
+
+    def ids(self) -> np.ndarray:
+        """S20 [n]."""
+        ids = np.empty(self.n, ID)
+        for split, draft in self.drafts.items():
+            with open(draft.folder / "ids", "rb", buffering=0) as file:
+                file.readinto(ids[self.rows(split)].view(np.uint8))
+        return ids
+
+    def write_rejects(self, rejects: RowWriter) -> np.ndarray:
+        """All rejects, also for an id that an earlier record has; returns bool [n]: the rows that are kept."""
+        for draft in self.drafts.values():
+            for batch in iterate_parquet(draft.folder / "rejects.parquet"):
+                for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    rejects.add(*row)
+        ids = self.ids()
+        first = first_of_id(ids)
+        for row in np.flatnonzero(~first).tolist():
+            split = next(split for split in ORDER if row < self.rows(split).stop)
+            rejects.add(split, f"annotations/{split}.json", ids[row].decode(), DUPLICATE_ID)
+            self.reasons[split][DUPLICATE_ID] += 1
+        return first
+
+    def iterate(self, split: str, kept: np.ndarray, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        """Batches of the kept rows of a draft, with their row numbers over all drafted records."""
+        start = self.rows(split).start
+        for batch in self.drafts[split].iterate(columns):
+            mask = kept[start : start + batch.num_rows]
+            yield batch.filter(pa.array(mask)), start + np.flatnonzero(mask)
+            start += batch.num_rows
+
+
+def first_of_id(ids: np.ndarray) -> np.ndarray:
+    """bool [n]: False where an earlier row has the same id."""
+    order, first = np.argsort(ids, kind="stable"), np.ones(len(ids), bool)
+    for start in range(1, len(ids), BATCH):
+        now = order[start : start + BATCH]
+        first[now] = ids[now] != ids[order[start - 1 : start - 1 + len(now)]]
+    return first
 
 
 def refusal(record: Record, entry: ManifestEntry | None, known: set[str] | None) -> str:
@@ -143,14 +205,3 @@ def refusal(record: Record, entry: ManifestEntry | None, known: set[str] | None)
 
 def open_rejects(path: Path) -> RowWriter:
     return RowWriter(path, REJECTED_SCHEMA)
-
-
-def iterate_drafts(
-    intake: Intake, split: str, kept: np.ndarray, columns: list[str]
-) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """Batches of the kept rows of a draft, with their row numbers over all drafted records."""
-    start = intake.rows(split).start
-    for batch in iterate_parquet(intake.draft_path(split), columns, BATCH):
-        mask = kept[start : start + batch.num_rows]
-        yield batch.filter(pa.array(mask)), start + np.flatnonzero(mask)
-        start += batch.num_rows

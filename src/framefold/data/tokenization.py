@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from framefold.data.tokenizer import Tokenizer
 from framefold.data.tokens import SEGMENTS, token_writer
+from framefold.progress import Progress
 
 BATCH_SIZE = 1024  # records encoded at once: bounds the memory
 QUANTILES = (0.5, 0.9, 0.99)
@@ -44,10 +45,13 @@ def write_tokens(
 ) -> dict[str, SegmentCounts]:
     """Encode id, title, asr and ocr of record batches into a token store at `path`, at most `max_tokens` a segment."""
     counts = {name: SegmentCounts() for name in SEGMENTS}
+    progress = Progress(f"tokenize {Path(path).stem}", total=None, unit="records")
     with token_writer(path, tokenizer.special.size) as writer:
         for batch in chain.from_iterable(map(_pieces, batches)):
             columns = [_encode(tokenizer, batch[name].to_pylist(), max_tokens, counts[name]) for name in SEGMENTS]
             writer.write(batch["id"].cast(pa.string()), columns)
+            progress.add(batch.num_rows, also={"tokens": sum(len(column.values) for column in columns)})
+    progress.close()
     return counts
 
 

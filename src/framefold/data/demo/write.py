@@ -3,9 +3,8 @@
 import contextlib
 import csv
 import json
-import multiprocessing
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from framefold.data.demo.plan import SPLITS, Plan, make_plan
 from framefold.data.demo.text import NO_SCREEN_TEXT, Language
 from framefold.data.demo.transcript import edit, transcribe
 from framefold.data.demo.world import World, build_world
+from framefold.data.workers import map_in_processes
 from framefold.params.demo import DemoParams
 from framefold.progress import Progress
 from framefold.storage import write_json
@@ -93,16 +93,18 @@ def make_chunk(numbers: range) -> list[Video]:
     return [studio.make(number) for number in numbers]
 
 
-def write_demo(root: Path, params: DemoParams, workers: int) -> dict[str, Any]:
-    """Write annotations, truths, frames and the oracle's ceiling below the empty folder `root`; returns the ceiling."""
+def write_demo(root: Path, params: DemoParams, workers: int, guard: Callable[[], None]) -> dict[str, Any]:
+    """Write annotations, truths, frames and the oracle's ceiling below the empty folder `root`; returns the ceiling.
+
+    `guard` runs once a second; what it raises stops the work.
+    """
     main = Studio(root, params)
     annotations = root / "annotations"
     annotations.mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(workers, open_studio, (root, params)) as pool:
-        chunks = [
-            range(start, min(start + CHUNK, len(main.plan.split))) for start in range(0, len(main.plan.split), CHUNK)
-        ]
-        videos = (video for chunk in pool.imap(make_chunk, chunks) for video in chunk)
+    chunks = [range(start, min(start + CHUNK, len(main.plan.split))) for start in range(0, len(main.plan.split), CHUNK)]
+    made = map_in_processes(make_chunk, chunks, workers, guard, open_studio, (root, params))
+    with contextlib.closing(made):
+        videos = (video for chunk in made for video in chunk)
         likelihoods = write_annotations(annotations, main.plan, videos)
     write_truths(annotations, main.world, main.plan)
     in_test = main.plan.split == SPLITS.index("test")
