@@ -7,6 +7,7 @@ its zips hold features, where the competition also decoded and encoded images, a
 """
 
 import io
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import BertTokenizerFast
+from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
 from benchmarks.competition_model import Pretraining
 
@@ -103,6 +104,7 @@ class Collator:
     full_length: bool
     rate: float  # of tokens that are predicted
     frame_rate: float
+    mismatched: float  # share of the texts that are also shown with the frames of another video
 
     def __call__(self, samples: list[Sample]) -> Batch:
         length = TEXT_LENGTH if self.full_length else max(len(sample["ids"]) for sample in samples)
@@ -118,7 +120,7 @@ class Collator:
         batch = {"input_ids": torch.stack(ids), "text_mask": torch.stack(masks)}
         batch |= {"frames": torch.stack(videos), "frame_mask": torch.stack(video_masks)}
         batch["soft"] = torch.stack([torch.from_numpy(sample["soft"]) for sample in samples])
-        return batch | self.hide(batch)
+        return batch | self.hide(batch) | self.mismatch(batch)
 
     def hide(self, batch: Batch) -> Batch:
         ids, special = batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids)
@@ -129,6 +131,13 @@ class Collator:
         masked = torch.where(hidden & (fate >= KEEP) & (fate < KEEP + RANDOM), random, masked)
         frames = (torch.rand(batch["frame_mask"].shape) < self.frame_rate) & batch["frame_mask"].bool()
         return {"masked_ids": masked, "hidden_tokens": hidden, "hidden_frames": frames}
+
+    def mismatch(self, batch: Batch) -> Batch:
+        videos = len(batch["frames"])
+        rows = torch.randperm(videos)[: math.ceil(self.mismatched * videos)]
+        partners = (rows + videos // 2) % videos
+        frames = {"pair_frames": batch["frames"][partners], "pair_frame_mask": batch["frame_mask"][partners]}
+        return {"pair_rows": rows} | frames
 
 
 class Reference:

@@ -40,10 +40,10 @@ class Sizes:
     fusion_heads: int
     contrast_dim: int
     temperature: float
-    mismatched: float
 
 
 def text_model(sizes: Sizes) -> Any:
+    """With PyTorch's fused attention, the library's default: faster here than the plain one of 2022."""
     config = BertConfig(
         vocab_size=sizes.vocabulary,
         hidden_size=sizes.hidden,
@@ -53,7 +53,6 @@ def text_model(sizes: Sizes) -> Any:
         max_position_embeddings=sizes.positions,
         hidden_dropout_prob=sizes.dropout,
         attention_probs_dropout_prob=sizes.dropout,
-        attn_implementation="sdpa",  # the default of today; plain attention, as in 2022, is slower here
     )
     return BertModel(config, add_pooling_layer=False)
 
@@ -238,15 +237,17 @@ class Pretraining(nn.Module):
     def __init__(self, arch: str, sizes: Sizes, weights: dict[str, float], all_positions: bool):
         super().__init__()
         self.sizes, self.weights, self.all_positions = sizes, weights, all_positions
-        self.backbone: Any = {"single_stream": SingleStream, "dual_stream": DualStream}[arch](sizes)
+        classes: dict[str, Any] = {"single_stream": SingleStream, "dual_stream": DualStream}
+        self.backbone = classes[arch](sizes)
         self.mlm_head = MlmHead(sizes)
         self.itm_head = ItmHead(self.backbone.pooled * sizes.hidden)
         self.mfm_head = MfmHead(sizes) if weights["mfm"] else None
         self.itc_head = ItcHead(sizes) if weights["itc"] else None
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: input_ids, masked_ids (B, T), text_mask (B, T), hidden_tokens (B, T), frames (B, F, D), frame_mask,
-        hidden_frames (B, F), soft (B, C); every video has frames."""
+        """Total and losses. batch: input_ids, masked_ids, text_mask, hidden_tokens (B, T), frames (B, F, D), frame_mask,
+        hidden_frames (B, F), soft (B, C); texts that are also shown with frames of other videos: pair_rows (P,),
+        pair_frames (P, F, D), pair_frame_mask (P, F). Every video has frames."""
         losses = self.single_stream(batch) if isinstance(self.backbone, SingleStream) else self.dual_stream(batch)
         return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(), losses
 
@@ -258,8 +259,8 @@ class Pretraining(nn.Module):
         if self.mfm_head is not None:
             losses["mfm"] = self.mfm(video, batch)
         pooled = self.backbone(batch["input_ids"], mask, frames, frame_mask)[2]
-        rows, partners = self.pairs(len(mask))
-        other = self.backbone(batch["input_ids"][rows], mask[rows], frames[partners], frame_mask[partners])[2]
+        rows = batch["pair_rows"]
+        other = self.backbone(batch["input_ids"][rows], mask[rows], batch["pair_frames"], batch["pair_frame_mask"])[2]
         return losses | {"itm": self.itm(pooled, other), "distillation": self.distillation(pooled, batch)}
 
     def dual_stream(self, batch: Batch) -> dict[str, Tensor]:
@@ -268,8 +269,9 @@ class Pretraining(nn.Module):
         text = backbone.encode_text(batch["input_ids"], mask)
         video, video_mask = backbone.encode_frames(batch["frames"], batch["frame_mask"])
         pooled = backbone.fuse(text, mask, video, video_mask)
-        rows, partners = self.pairs(len(mask))
-        other = backbone.fuse(text[rows], mask[rows], video[partners], video_mask[partners])
+        rows = batch["pair_rows"]
+        others = backbone.encode_frames(batch["pair_frames"], batch["pair_frame_mask"])
+        other = backbone.fuse(text[rows], mask[rows], *others)
         if self.itc_head is not None:
             logits = self.itc_head(mean(text, mask), mean(video[:, 1:], video_mask[:, 1:]))
             target = torch.arange(len(logits))
@@ -292,12 +294,6 @@ class Pretraining(nn.Module):
         scores = scores + (1 - batch["frame_mask"].flatten().float()) * FAR
         own = -torch.diag(F.log_softmax(scores, dim=-1))
         return own[batch["hidden_frames"].flatten().bool()].mean()
-
-    def pairs(self, videos: int) -> tuple[Tensor, Tensor]:
-        """A share of the texts with the frames of other videos."""
-        count = math.ceil(self.sizes.mismatched * videos)
-        rows = torch.arange(count) * videos // count
-        return rows, (rows + videos // 2) % videos
 
     def itm(self, pooled: Tensor, other: Tensor) -> Tensor:
         matched, mismatched = self.itm_head(pooled).float(), self.itm_head(other).float()

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from benchmarks.figures import Figures, report, scratch_project, use_all_cores
+from benchmarks.names import GPU_EXTRACTION
 from benchmarks.wechat import wechat
 from framefold.data.decoding import Decoder, DecoderPool
 from framefold.data.extraction import extract, open_source
@@ -174,13 +175,6 @@ def measure(setting: Setting, device: torch.device, folder: Path) -> Figures:
     return figures | {f"extract_share_of_limit_{setting.name}": whole / limit}
 
 
-def gpu_names() -> list[str]:
-    rates = [f"{what}_frames_per_second" for what in ("extract", "decode", "encode")]
-    return ["extract_share_of_limit"] + [
-        f"{what}_{name}" for name in TIMM_TOWERS for what in (*rates, "extract_share_of_limit")
-    ]
-
-
 def measure_gpu(device: torch.device, folder: Path) -> Figures:
     found = [measure(setting, device, folder) for setting in gpu_settings()]
     figures = {name: value for part in found for name, value in part.items()}
@@ -201,7 +195,7 @@ def main() -> None:
         if not rehearse:
             use_all_cores()
         figures = measure(cpu_setting(64 if rehearse else 2048), torch.device("cpu"), folder)
-        report(dict.fromkeys(gpu_names()) | figures)
+        report(dict.fromkeys(GPU_EXTRACTION) | figures)
 
 
 if __name__ == "__main__":

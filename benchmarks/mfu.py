@@ -21,6 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figures import Figures, report, scratch_project
+from benchmarks.names import ARCHS, MFU
+from benchmarks.ours import loss_of, plain_batches, pretraining_batches, run_loop
 from benchmarks.videos import RepeatedBatches, open_dataset, write_stores
 from benchmarks.wechat import CLASSES, VOCABULARY, wechat
 from framefold.data.batches import EpochBatches, VideoDataset
@@ -28,19 +30,17 @@ from framefold.data.tokens import SpecialTokens
 from framefold.errors import command
 from framefold.inference.predict import predict_logits
 from framefold.models.registry import architecture, build_model, build_with_mlm_head
+from framefold.params.finetune import FinetuneParams
 from framefold.params.models import StudentParams, TextModelParams, TextSizes
 from framefold.params.pretrain import PretrainParams
 from framefold.params.pseudo_label import PseudoLabelParams
 from framefold.params.teacher import TeacherParams
 from framefold.runtime import load_runtime, resolve_precision, seed_everything
-from framefold.scratch import Scratch
-from framefold.training.loop import train
-from framefold.training.pretraining import Masking, PretrainingModel
+from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import ClassificationTask, PretrainingTask
 
 log = logging.getLogger(__name__)
 
-ARCHS = ("single_stream", "dual_stream")
 LENGTHS = {"title": (10, 60), "asr": (20, 84), "ocr": (30, 84)}  # tokens, evenly spread; with frames 180 on average
 FRAMES = (30, 32)
 FEATURE_DIMS = {"student": 512, "teacher": 768}  # of ViT-B/16 and ViT-L/14
@@ -66,9 +66,11 @@ class Scale:
 def full_scale() -> Scale:
     base = {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072}
     large = {"layers": 24, "hidden": 1024, "heads": 16, "intermediate": 4096}
-    sizes = [TextSizes(**size, max_positions=512, dropout=0.1, topics=False) for size in (base, large)]
+    student, teacher = (TextSizes(**size, max_positions=512, dropout=0.1, topics=False) for size in (base, large))
     batch, predict = wechat(PretrainParams).batch_size, wechat(PseudoLabelParams).batch_size
-    return Scale(*sizes, 12, VOCABULARY, batch, predict, videos=20 * batch, steps=60, matmul=(4096, 8192, 16384))
+    return Scale(
+        student, teacher, 12, VOCABULARY, batch, predict, videos=20 * batch, steps=60, matmul=(4096, 8192, 16384)
+    )
 
 
 def rehearsal() -> Scale:
@@ -123,11 +125,6 @@ def teacher(scale: Scale) -> Any:
     return build_model("single_stream", text_params(scale.teacher), wechat(TeacherParams).model, *shape)
 
 
-def epoch_of(videos: VideoDataset, batch_size: int, masked: bool) -> EpochBatches:
-    masking = Masking(wechat(PretrainParams).masking, videos.special) if masked else None
-    return EpochBatches(videos, batch_size, seed=0, epoch=0, transform=masking)
-
-
 # Counting
 
 
@@ -159,7 +156,7 @@ def training_flops(task: Any, batches: EpochBatches, machine: Machine) -> float:
         for batch in machine.batches(batches):
             batch["label"] = batch["label"].clamp(min=0)  # unlabelled videos: any class costs the same
             with machine.autocast():
-                loss, _ = task.loss(batch)
+                loss, _ = loss_of(task, batch)
             loss.backward()
             task.model.zero_grad()
     return counter.get_total_flops() / len(batches.order)
@@ -208,18 +205,7 @@ def training_rate(arch: str, batches: EpochBatches, scale: Scale, machine: Machi
         seconds.append(machine.now() - started[0])
         return {}
 
-    with Scratch(f"benchmark@{arch}", {}) as scratch:
-        train(
-            pretraining(arch, scale),
-            start,
-            params.model_copy(update={"epochs": 1 + TIMED_EPOCHS}),
-            learning_rates=params.lr.model_dump(),
-            seed=0,
-            precision=machine.precision,
-            scratch=scratch,
-            after_epoch=finish,
-        )
-        scratch.finish()
+    run_loop(arch, pretraining(arch, scale), params, 1 + TIMED_EPOCHS, machine.precision, start, finish)
     return scale.steps * len(batches.order) / len(batches) / min(seconds[1:])
 
 
@@ -243,7 +229,8 @@ def measure(scale: Scale, machine: Machine) -> Figures:
     with scratch_project() as folder:
         write_videos(folder, scale)
         students, teachers = (videos_of(who, folder, scale) for who in FEATURE_DIMS)
-        masked, plain = (epoch_of(students, scale.pretrain_batch, masked) for masked in (True, False))
+        masked = pretraining_batches(students, wechat(PretrainParams), scale.pretrain_batch)
+        plain = plain_batches(students, wechat(FinetuneParams).batch_size)
         figures["tokens_pretrain_base"] = float(students.lengths(np.arange(len(students))).mean())
         figures["padding_share_pretrain_base"] = padding_share(masked)
         for arch in ARCHS:
@@ -265,7 +252,7 @@ def student_figures(arch: str, masked: EpochBatches, plain: EpochBatches, scale:
 
 def teacher_figures(videos: VideoDataset, scale: Scale, machine: Machine) -> Figures:
     model, batch = teacher(scale), wechat(TeacherParams).training.batch_size
-    predicted, trained = (epoch_of(videos, size, masked=False) for size in (scale.predict_batch, batch))
+    predicted, trained = (plain_batches(videos, size) for size in (scale.predict_batch, batch))
     return {
         "gflop_predict_teacher": prediction_flops(model, predicted, machine) / 1e9,
         "gflop_train_teacher": training_flops(ClassificationTask(model, 0.1), trained, machine) / 1e9,
@@ -284,24 +271,6 @@ def shares(figures: dict[str, Any]) -> Figures:
     return {name: figures[gflop] * figures[rate] / peak for name, (gflop, rate) in pairs.items()}
 
 
-NAMES = (
-    "matmul_peak_tflops",
-    "tokens_pretrain_base",
-    "padding_share_pretrain_base",
-    *(
-        f"{what}_{arch}"
-        for arch in ARCHS
-        for what in ("gflop_pretrain", "gflop_finetune", "videos_per_second_pretrain")
-    ),
-    "gflop_predict_teacher",
-    "gflop_train_teacher",
-    "videos_per_second_teacher",
-    "mfu_pretrain_base",
-    "mfu_pretrain_base_dual_stream",
-    "mfu_teacher_large",
-)
-
-
 @command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -311,7 +280,7 @@ def main() -> None:
     device = load_runtime().torch_device()
     if device.type != "cuda" and not rehearse:
         log.info("no GPU here: nothing is measured")
-        report(dict.fromkeys(NAMES))
+        report(dict.fromkeys(MFU))
         return
     machine = Machine(device, resolve_precision("auto", device))
     report(measure(rehearsal() if rehearse else full_scale(), machine))

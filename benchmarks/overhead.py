@@ -17,7 +17,7 @@ from framefold.errors import command
 
 log = logging.getLogger(__name__)
 
-STAGES = sorted(path.stem for path in Path("stages").glob("*.py"))
+STAGES = sorted(path.stem for path in (Path(__file__).parents[1] / "stages").glob("*.py"))
 REPEATS = 3
 
 

@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from torch import nn
 from benchmarks.competition import Collator, Reference, Videos, Way, open_tokenizer, zip_path
 from benchmarks.competition_model import Pretraining, Sizes
 from benchmarks.figures import Figures, median, report, rounded, scratch_project, use_all_cores
+from benchmarks.names import ARCHS
+from benchmarks.ours import pretraining_batches, run_loop
 from benchmarks.videos import RepeatedBatches, demo_records, open_dataset, write_stores
-from framefold.data.batches import EpochBatches, VideoDataset
+from framefold.data.batches import VideoDataset
 from framefold.data.tokenizer import Tokenizer, train_or_load
 from framefold.errors import command
 from framefold.models.registry import architecture, build_with_mlm_head
@@ -33,15 +36,12 @@ from framefold.params.models import InputParams, StudentParams, TextModelParams,
 from framefold.params.pretrain import PretrainParams
 from framefold.params.text import TextParams
 from framefold.runtime import load_runtime, resolve_precision, seed_everything
-from framefold.scratch import Scratch
-from framefold.training.loop import train
-from framefold.training.pretraining import Masking, PretrainingModel
+from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import PretrainingTask
 
 log = logging.getLogger(__name__)
 
 TEXTS = ("title", "asr", "ocr")
-ARCHS = ("single_stream", "dual_stream")
 MAX_UNKNOWN = 0.02  # of the reference's tokens
 LONG_INPUTS = InputParams(title=86, asr=84, ocr=84, max_frames=32)
 LONG_TEXTS = 4  # texts of the demo that make one of about 150 tokens
@@ -174,7 +174,6 @@ def reference_sizes(setting: Setting, data: Data) -> Sizes:
         fusion_heads=fusion.heads,
         contrast_dim=pretrain.contrast.embed_dim,
         temperature=pretrain.contrast.temperature,
-        mismatched=pretrain.mismatched,
     )
 
 
@@ -183,7 +182,8 @@ def open_reference(arch: str, setting: Setting, data: Data, way: Way) -> Referen
     budgets = {name: getattr(setting.inputs, name) for name in TEXTS}
     videos = Videos(data.folder / "zips", data.records, data.soft, tokenizer, budgets, way.on_the_fly)
     check_unknown(videos)
-    collator = Collator(tokenizer, way.full_length, params.masking.rate, params.masking.frame_rate)
+    rates = params.masking.rate, params.masking.frame_rate, params.mismatched
+    collator = Collator(tokenizer, way.full_length, *rates)
     weights = params.weights[arch].model_dump()  # type: ignore[index]
     model = Pretraining(arch, reference_sizes(setting, data), weights, way.all_positions)
     return Reference(model, videos, collator, way)
@@ -227,25 +227,14 @@ def compare(arch: str, setting: Setting, data: Data) -> dict[str, list[float]]:
     """Seconds of every turn: of ours, of the reference, and of the reference with less of the competition's way."""
     seed_everything(0)
     params = load(PretrainParams)
-    masking = Masking(params.masking, data.tokenizer.special)
-    batches = EpochBatches(data.dataset, setting.batch_size, seed=0, epoch=0, transform=masking)
-    part, workers = RepeatedBatches(batches, setting.batches), load_runtime().workers
+    batches, workers = pretraining_batches(data.dataset, params, setting.batch_size), load_runtime().workers
+    part = RepeatedBatches(batches, setting.batches)
     rows = [part[index]["row"].tolist() for index in range(len(part))]
     ways = {"reference": AS_REFERENCE} | (TURNED_OFF if setting.ablate else {})
     references = {name: open_reference(arch, setting, data, way) for name, way in ways.items()}
-    turns = Turns(part, {name: lambda other=other: other.train(rows, workers) for name, other in references.items()})
-    with Scratch(f"benchmark@{arch}-{setting.name}", {}) as scratch:
-        train(
-            PretrainingTask(our_model(arch, setting, data)),
-            turns.start,
-            params.model_copy(update={"epochs": setting.rounds + 1}),
-            learning_rates=params.lr.model_dump(),
-            seed=0,
-            precision=load_value("precision"),
-            scratch=scratch,
-            after_epoch=turns.finish,
-        )
-        scratch.finish()
+    turns = Turns(part, {name: partial(other.train, rows, workers) for name, other in references.items()})
+    task, precision = PretrainingTask(our_model(arch, setting, data)), load_value("precision")
+    run_loop(f"{arch}-{setting.name}", task, params, setting.rounds + 1, precision, turns.start, turns.finish)
     return turns.seconds
 
 
