@@ -245,8 +245,8 @@ class Pretraining(nn.Module):
         self.itc_head = ItcHead(sizes) if weights["itc"] else None
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total and losses. batch: input_ids, masked_ids, text_mask, hidden_tokens (B, T), frames (B, F, D), frame_mask,
-        hidden_frames (B, F), soft (B, C); texts that are also shown with frames of other videos: pair_rows (P,),
+        """Total and losses. batch: input_ids, masked_ids, text_mask, hidden_tokens (B, T), frames (B, F, D), frame_mask
+        and hidden_frames (B, F), soft (B, C); texts that are also shown with frames of other videos: pair_rows (P,),
         pair_frames (P, F, D), pair_frame_mask (P, F). Every video has frames."""
         losses = self.single_stream(batch) if isinstance(self.backbone, SingleStream) else self.dual_stream(batch)
         return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(), losses
