@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready-$(KEY)
 # Stages are started as `python -m stages.<name>`: that python must be the environment's.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup repro test test-slow lint
+.PHONY: setup repro test test-slow bench lint
 
 setup: $(STAMP)
 
@@ -31,6 +31,9 @@ test: setup
 
 test-slow: setup
 	python -m pytest -m ""
+
+bench: setup
+	python -m benchmarks.run
 
 lint: setup
 	ruff check .
