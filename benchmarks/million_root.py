@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 GROWTH = 100  # one new zip for so many old ones
 CHANGED = 10  # zips that are written anew
 REPEATS = 3
-# Outputs of all stages, one a line, as DVC resolves them
-LIST_OUTS = """
+# What all stages write and read, one a line, as DVC resolves it
+LIST_FILES = """
 from dvc.repo import Repo
-print(*sorted({out.fs_path for stage in Repo().index.stages for out in stage.outs}), sep="\\n")
+print(*sorted({file.fs_path for stage in Repo().index.stages for file in [*stage.outs, *stage.deps]}), sep="\\n")
 """
 
 
@@ -74,25 +74,25 @@ def refresh_manifest(project: Project, root: Path, unlabeled: int) -> float:
 def commit_everything(project: Project) -> None:
     """dvc.lock as if every stage had run."""
     project.run("git", "init", "--quiet", "--initial-branch=main")
-    for name in project.run("python", "-c", LIST_OUTS).split():
+    for name in project.run("python", "-c", LIST_FILES).split():
         fill(Path(name))
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "generated")
-    project.run("dvc", "commit", "--force", "--quiet")
+    project.run("dvc", "commit", "--force")
 
 
-def fill(out: Path) -> None:
-    """Features of another encoder are copied from the first, everything else is a file with a few bytes."""
-    if out.exists():
+def fill(path: Path) -> None:
+    """Where nothing stands: another encoder's features, copied from the first's, or a file of a few bytes."""
+    if path.exists():
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    given = out.parent.parent / "small" / out.name
-    if out.parts[-3] == "features" and given.is_dir():
-        shutil.copytree(given, out)
-        return
-    path = out if out.suffix else out / "model.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}\n", encoding="utf-8")
+    features = path.parent.parent / "small" / path.name
+    if path.parts[-3] == "features" and features.is_dir():
+        shutil.copytree(features, path)
+        return
+    file = path if path.suffix else path / "model.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("{}\n", encoding="utf-8")
 
 
 def noop_repro(project: Project) -> tuple[float, float]:
