@@ -43,7 +43,9 @@ class Real:
     adversarial: AdversarialParams | None = None
 
 
-def real_task(name: str, dropout: float = 0.0, videos: int = 35, batch_size: int = 7, tokens: int | None = None) -> Real:
+def real_task(
+    name: str, dropout: float = 0.0, videos: int = 35, batch_size: int = 7, tokens: int | None = None
+) -> Real:
     """One of NAMES; batches of `batch_size`, or cut by `tokens`."""
     torch.manual_seed(0)
     kind, _, arch = name.partition(" ")
