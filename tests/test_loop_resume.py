@@ -294,20 +294,46 @@ def test_split_keeps_every_sample_once() -> None:
 
 
 @pytest.mark.medium
-def test_two_processes_give_one_process(folder: Path) -> None:
+def test_two_processes_give_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data parallelism does not change the result: two ranks without dropout against one."""
     alone = run(ToyTask(dropout=0.0))
     drop_scratch()
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-    arguments = json.dumps({"dropout": 0.0, "save": "two.pt"})
-    environment = {**os.environ, "FRAMEFOLD_DEVICE": "cpu", "FRAMEFOLD_CHECKPOINT_SECONDS": "3600"}
-    subprocess.run([sys.executable, *launcher, __file__, arguments], env=environment, check=True, timeout=120)
+    monkeypatch.setenv("FRAMEFOLD_CHECKPOINT_SECONDS", "3600")
+    two_processes(dropout=0.0, save="two.pt")
     together = torch.load("two.pt", weights_only=True)
     for name, tensor in alone.ema.state_dict().items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def main(dropout: float = 0.3, save: str = "", pause: float = 0.0) -> None:
+@pytest.mark.medium
+def test_loss_of_one_process_that_is_not_a_number_stops_both(folder: Path) -> None:
+    """Both say the same: the step and the samples of the one whose loss was bad. The checkpoint before it is whole."""
+    two_processes(poisoned=True)
+    said = [Path(f"said-{rank}.txt").read_text() for rank in range(2)]
+    assert said[0] == said[1]
+    assert "step 4 (epoch 0, batch 3)" in said[0]
+    assert said[0].endswith("samples v24, v26, v28, v30")
+    (path,) = folder.glob(".scratch/toy@0/checkpoint-*")
+    state = torch.load(path, weights_only=True)
+    assert state["position"]["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def two_processes(**arguments: object) -> None:
+    """`main` under torchrun, in the current folder."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    environment = {**os.environ, "FRAMEFOLD_DEVICE": "cpu"}
+    command = [sys.executable, *launcher, __file__, json.dumps(arguments)]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+
+
+def main(dropout: float = 0.3, save: str = "", pause: float = 0.0, poisoned: bool = False) -> None:
+    if poisoned:
+        loop.AGREE_STEPS = 1
+        with pytest.raises(UserError) as caught:
+            run(Poisoned())
+        Path(f"said-{os.environ['RANK']}.txt").write_text(str(caught.value))
+        return
     result = run(ToyTask(dropout=dropout), pause=pause)
     if save and os.environ.get("RANK", "0") == "0":
         torch.save(result.ema.state_dict(), save)

@@ -135,6 +135,15 @@ def teacher(project: Path) -> Model:
     return Model("single_stream", params.text.folder, params.model, params.inputs, FEATURE_DIM[params.encoder], size)
 
 
+def pretraining_batch(project: Path) -> int:
+    """Videos of full length in a batch of `pretrain`."""
+    params, inputs = load(PretrainParams, path=project), load(StudentParams, path=project).inputs
+    assert params.batch_tokens is not None
+    return min(
+        params.batch_size, params.batch_tokens // (4 + inputs.title + inputs.asr + inputs.ocr + inputs.max_frames)
+    )
+
+
 def pretraining(model: Model, params: PretrainParams, layers: int | None = None) -> PretrainingModel:
     backbone = model.build(layers)
     head = MlmHead(backbone.text.config)
@@ -251,7 +260,7 @@ def table(project: Path) -> list[Row]:
         labelling = UNLABELED * len(params.folds)
         rows.append(Row("pseudo_label", classification_cost(teacher(project), backward=False), labelling, False))
         for arch in ("single_stream", "dual_stream"):
-            cost = pretraining_cost(student(arch, project, pretrain.batch_size), pretrain, patch)
+            cost = pretraining_cost(student(arch, project, pretraining_batch(project)), pretrain, patch)
             rows.append(Row(f"pretrain {arch}", cost, pretrain.epochs * UNLABELED, True))
         adversary = 2 if finetune.adversarial.method == "fgm" else 1 + finetune.adversarial.steps
         for arch in ("single_stream", "dual_stream"):

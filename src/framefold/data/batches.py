@@ -100,9 +100,7 @@ class VideoDataset:
         return self._text_lengths()[positions] + self._frame_counts()[positions]
 
     def order_keys(self) -> npt.NDArray[np.int64]:
-        """By text length in steps, then frames, then exact text length: neither is padded much in a batch."""
-        text, frames = self._text_lengths(), self._frame_counts()
-        return (text // TEXT_STEP * (self.inputs.max_frames + 1) + frames) * TEXT_STEP + text % TEXT_STEP
+        return length_keys(self._text_lengths(), self._frame_counts(), self.inputs.max_frames)
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """(N, 2): tokens of text, special ones included, and frames, both after the budgets."""
@@ -264,6 +262,11 @@ class EpochBatches(torch.utils.data.Dataset):
         return part
 
 
+def length_keys(text: npt.NDArray[np.int64], frames: npt.NDArray[np.int64], max_frames: int) -> npt.NDArray[np.int64]:
+    """By text length in steps, then frames, then exact text length: neither is padded much in a batch."""
+    return (text // TEXT_STEP * (max_frames + 1) + frames) * TEXT_STEP + text % TEXT_STEP
+
+
 def bucketed_order(
     keys: npt.NDArray[np.int64], bucket: int, rng: np.random.Generator | None, turning: bool = False
 ) -> npt.NDArray[np.int64]:
@@ -296,7 +299,7 @@ def token_cuts(sizes: npt.NDArray[np.int64], most: int, tokens: int, least: int)
     if len(cuts) > 2:
         middle = (cuts[-3] + cuts[-1]) // 2
         halves = sizes[cuts[-3] : middle], sizes[middle : cuts[-1]]
-        if all(len(half) * half.max(axis=0).sum() <= tokens for half in halves if len(half)):
+        if all(len(half) >= least and len(half) * half.max(axis=0).sum() <= tokens for half in halves):
             cuts[-2] = middle
         if cuts[-1] - cuts[-2] < least:  # too few for the processes: one run
             del cuts[-2]
