@@ -9,6 +9,7 @@ import numpy as np
 
 from framefold.data import batches
 from framefold.data.batches import EpochBatches
+from framefold.data.order import length_keys
 
 VIDEOS = 200_000
 
@@ -36,7 +37,7 @@ class Lengths:
         return self.lengths
 
     def order_keys(self) -> np.ndarray:
-        return batches.length_keys(*self.lengths.T, 32)
+        return length_keys(*self.lengths.T, 32)
 
     def names(self, positions: np.ndarray) -> list[str]:
         return positions.astype(str).tolist()

@@ -72,10 +72,10 @@ def pretrain(
 ) -> TrainResult:
     masking = Masking(params.masking, pool.special)
     videos = MismatchedVideos(pool.training, params.mismatched) if model.weights.itm else pool.training
-    cut = {"batch_size": params.batch_size, "batch_tokens": params.batch_tokens}
+    size, tokens = params.batch_size, params.batch_tokens
     return train(
         PretrainingTask(model),
-        lambda epoch: EpochBatches(videos, **cut, seed=seed, epoch=epoch, transform=masking),
+        lambda epoch: EpochBatches(videos, size, seed=seed, epoch=epoch, batch_tokens=tokens, transform=masking),
         params,
         learning_rates=params.lr.model_dump(),
         seed=seed,

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from framefold.data.batches import EpochBatches, VideoDataset, bucketed_order, sample_rng, token_cuts, video_keys
+from framefold.data.batches import EpochBatches, VideoDataset, sample_rng, video_keys
 from framefold.data.features import SHARD_VIDEOS, FeatureStore, FeatureWriter
+from framefold.data.order import bucketed_order, token_cuts
 from framefold.data.tokens import SpecialTokens, TokenStore, token_writer
 from framefold.errors import UserError
 from framefold.params.models import InputParams

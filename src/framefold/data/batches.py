@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from framefold.data.features import FeatureStore
+from framefold.data.order import bucketed_order, length_keys, token_cuts
 from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned
 from framefold.errors import UserError
 from framefold.params.models import InputParams
@@ -23,7 +24,6 @@ Batch = dict[str, Tensor]
 Transform = Callable[[Batch, int, int], Batch]  # (batch, seed, epoch); its randomness is keyed by batch["key"]
 
 BUCKET = 50  # batches' worth of samples that are sorted by length together
-TEXT_STEP = 8  # lengths that differ by less count as equal, so that frame counts are sorted too
 NO_LABEL = -1
 ORDER = 0  # the key of the order of samples, in the place of a video's
 ALL = slice(None)
@@ -122,7 +122,7 @@ class VideoDataset:
         -1 without labels; "soft" (B, C) float32 if given. A video with more than max_frames frames gives a random
         subset of them in training, uniformly spaced ones in evaluation; in their order.
         """
-        most_frames = int(self._frame_counts()[positions].max(initial=0))
+        most_frames = self._most_frames(positions)
         positions = np.asarray(positions, dtype=np.int64)[part]
         rows = self.rows[positions]
         keys = video_keys(self.names(positions))
@@ -138,8 +138,12 @@ class VideoDataset:
         self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Frames (B, F, D) and their mask (B, F) as `batch` gives them, padded to the longest."""
-        most = int(self._frame_counts()[positions].max(initial=0))
-        return self._frames(self.rows[positions], video_keys(self.names(positions)), draw, most)
+        keys = video_keys(self.names(positions))
+        return self._frames(self.rows[positions], keys, draw, self._most_frames(positions))
+
+    def _most_frames(self, positions: npt.NDArray[np.integer]) -> int:
+        counts = self.features.counts[self.rows[positions]]
+        return int(min(counts.max(initial=0), self.inputs.max_frames))
 
     def _text_lengths(self) -> npt.NDArray[np.int64]:
         """(N,) length of input_ids, special tokens included."""
@@ -260,50 +264,6 @@ class EpochBatches(torch.utils.data.Dataset):
         if smallest < world:
             raise UserError(f"a batch of {smallest} samples for {world} processes; raise batch_size or use fewer")
         return part
-
-
-def length_keys(text: npt.NDArray[np.int64], frames: npt.NDArray[np.int64], max_frames: int) -> npt.NDArray[np.int64]:
-    """By text length in steps, then frames, then exact text length: neither is padded much in a batch."""
-    return (text // TEXT_STEP * (max_frames + 1) + frames) * TEXT_STEP + text % TEXT_STEP
-
-
-def bucketed_order(
-    keys: npt.NDArray[np.int64], bucket: int, rng: np.random.Generator | None, turning: bool = False
-) -> npt.NDArray[np.int64]:
-    """(N,) positions: shuffled, then sorted by key within each run of `bucket`; without rng all sorted by key.
-
-    `turning`: every second run descends, so that like keys stand on both sides of a boundary.
-    """
-    if rng is None:
-        return np.argsort(keys, kind="stable")
-    order = rng.permutation(len(keys))
-    for number, start in enumerate(range(0, len(order), bucket)):
-        part = order[start : start + bucket]
-        ordered = part[np.argsort(keys[part], kind="stable")]
-        order[start : start + bucket] = ordered[::-1] if turning and number % 2 else ordered
-    return order
-
-
-def token_cuts(sizes: npt.NDArray[np.int64], most: int, tokens: int, least: int) -> npt.NDArray[np.int64]:
-    """(batches + 1,) cuts of samples of `sizes` (N, 2) into runs that keep to a budget, padding included.
-
-    A run takes samples while it has at most `most` and samples x (longest text + most frames) is at most `tokens`. It
-    has `least` whatever they cost, so a sample above the budget stands alone. The last two share their samples evenly
-    where the budget allows it.
-    """
-    cuts = [0]
-    while cuts[-1] < len(sizes):
-        longest = np.maximum.accumulate(sizes[cuts[-1] : cuts[-1] + most]).sum(axis=1)  # grows with the run
-        fitting = int(np.count_nonzero(np.arange(1, len(longest) + 1) * longest <= tokens))
-        cuts.append(min(cuts[-1] + max(fitting, least, 1), len(sizes)))
-    if len(cuts) > 2:
-        middle = (cuts[-3] + cuts[-1]) // 2
-        halves = sizes[cuts[-3] : middle], sizes[middle : cuts[-1]]
-        if all(len(half) >= least and len(half) * half.max(axis=0).sum() <= tokens for half in halves):
-            cuts[-2] = middle
-        if cuts[-1] - cuts[-2] < least:  # too few for the processes: one run
-            del cuts[-2]
-    return np.array(cuts, dtype=np.int64)
 
 
 def video_keys(ids: Sequence[str]) -> npt.NDArray[np.int64]:

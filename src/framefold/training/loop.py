@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from framefold.training.distributed import (
     start_accelerator,
 )
 from framefold.training.optimization import Schedule, build_optimizer, parameter_groups
+from framefold.training.protocols import Batch, Batches, Task
 from framefold.training.sharing import Share
 
 log = logging.getLogger(__name__)
@@ -42,47 +43,7 @@ AGREE_STEPS = 20  # several processes settle every so many steps whether to save
 MAX_SAVING = 0.05  # share of the time that goes into checkpoints of large models
 NAMED = 64  # samples in the message about a loss that is not finite
 
-Batch = dict[str, Tensor]
 AfterEpoch = Callable[[int, nn.Module, nn.Module], Mapping[str, Any]]
-
-
-class Task(Protocol):
-    """A model and its loss on a batch. `model` holds every trained parameter, temporary heads included."""
-
-    model: nn.Module
-
-    def loss(self, batch: Batch, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
-        """(total, parts): scalars whose mean over the processes, weighted by samples, is that of the global batch, of
-        which `batch` is a `share`; parts with the same names at every step.
-
-        Called under autocast. A task that compares the samples of a batch with each other (in-batch negatives) sets
-        `whole_batch = True`: its batches are never split into micro-batches.
-        """
-        ...
-
-    def role_of(self, name: str) -> str:
-        """Learning-rate role of the parameter `name` of `model`."""
-        ...
-
-
-class Batches(Protocol):
-    """One epoch: batch i is the same whenever and wherever it is asked for. Every epoch has the same samples."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Batch: ...
-
-    def global_size(self, index: int) -> int:
-        """Samples of batch `index` over all processes."""
-        ...
-
-    def names(self, index: int) -> list[str]:
-        """What a person calls the samples of this process's part of batch `index`."""
-        ...
-
-    def shard(self, rank: int, world: int) -> Self:
-        """This process's part of every batch."""
-        ...
 
 
 @dataclass
@@ -226,7 +187,7 @@ class _Run:
         self.position.batch += 1
         self.position.step += 1
         self.position.samples += size
-        self.progress.add(size, **self.curve.shown())
+        self.progress.add(size, None, **self.curve.shown())
 
     def _backward(self, parts: list[Batch], size: int) -> dict[str, Tensor]:
         """Add the gradient of the mean loss over the global batch of `size` samples; returns losses whose mean over the

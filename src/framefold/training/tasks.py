@@ -1,4 +1,4 @@
-"""What the training loop is given: a model and its loss on a batch (see `loop.Task`)."""
+"""What the training loop is given: a model and its loss on a batch (see `protocols.Task`)."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 from framefold.objectives.classification import accuracy, cross_entropy
 from framefold.training.pretraining import PretrainingModel
+from framefold.training.protocols import Batch
 from framefold.training.sharing import Share
 
-Batch = dict[str, Tensor]
 Parts = dict[str, Tensor]
 
 
