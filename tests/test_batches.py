@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from framefold.data.batches import EpochBatches, VideoDataset, bucketed_order, sample_rng, video_keys
+from framefold.data.batches import EpochBatches, VideoDataset, sample_rng, video_keys
 from framefold.data.features import FeatureStore, write_store
+from framefold.data.order import bucketed_order, token_cuts
 from framefold.data.shards import KeptShards
 from framefold.data.tokens import SpecialTokens, TokenStore, token_writer
 from framefold.errors import UserError
@@ -182,8 +183,79 @@ def test_buckets_save_padding(stores: tuple[TokenStore, FeatureStore]) -> None:
     assert sorted(order.tolist()) == list(range(4000))
 
 
+BUDGET = 60
+
+
+def token_batches(stores: tuple[TokenStore, FeatureStore], epoch: int = 0, rows: object = None) -> EpochBatches:
+    return EpochBatches(dataset(stores, rows), 12, seed=0, epoch=epoch, batch_tokens=BUDGET)
+
+
+def test_token_budget_holds_padding_included(stores: tuple[TokenStore, FeatureStore]) -> None:
+    """Every video once; padded text and frames together within the budget; as many samples as that allows."""
+    batches = token_batches(stores)
+    made = [batches[i] for i in range(len(batches))]
+    assert sorted(torch.cat([batch["index"] for batch in made]).tolist()) == list(range(N))
+    assert [batches.global_size(i) for i in range(len(batches))] == [len(batch["index"]) for batch in made]
+    for batch in made:
+        samples, width = batch["input_ids"].shape
+        assert samples * (width + batch["frames"].shape[1]) <= BUDGET
+        assert samples <= 12
+    sizes = batches.samples.sizes()[batches.order]  # type: ignore[attr-defined]
+    for start, end in zip(batches.cuts[:-3], batches.cuts[1:-2], strict=True):  # the last two share their samples
+        more = sizes[start : end + 1]
+        assert len(more) > 12 or len(more) * more.max(axis=0).sum() > BUDGET
+
+
+def test_sample_above_the_token_budget_is_a_batch_of_its_own() -> None:
+    sizes = np.array([[4, 0], [5, 1], [40, 9], [6, 2], [6, 2]])
+    assert token_cuts(sizes, most=10, tokens=20, least=1).tolist() == [0, 2, 3, 5]
+
+
+def test_no_run_is_smaller_than_the_processes() -> None:
+    """Two processes: a sample above the budget has company, and none is left over at the end."""
+    sizes = np.array([[40, 9]] * 2 + [[9, 1]] * 5)
+    assert token_cuts(sizes, most=10, tokens=20, least=2).tolist() == [0, 2, 4, 7]
+
+
+def test_last_two_runs_share_their_samples() -> None:
+    """No small last batch has a louder voice than the others, unless the budget will have it so."""
+    assert token_cuts(np.array([[8, 2]] * 9), most=10, tokens=80, least=1).tolist() == [0, 4, 9]
+    assert token_cuts(np.array([[2, 0]] * 8 + [[20, 0]]), most=10, tokens=20, least=1).tolist() == [0, 8, 9]
+
+
+def test_token_batches_depend_on_seed_and_epoch_alone(
+    stores: tuple[TokenStore, FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers, a later start and another process agree; epochs differ, in their number of batches too."""
+    monkeypatch.setattr("framefold.data.batches.BUCKET", 1)
+    batches = token_batches(stores)
+    workers = DataLoader(
+        batches, batch_size=None, sampler=range(2, len(batches)), num_workers=2, generator=torch.Generator()
+    )
+    again = token_batches(stores)
+    assert all(same(batch, again[i]) for i, batch in enumerate(workers, start=2))
+    assert len({len(token_batches(stores, epoch)) for epoch in range(20)}) > 1
+
+
+def test_processes_share_token_batches(stores: tuple[TokenStore, FeatureStore]) -> None:
+    """Two processes have the batches of one, where these are large enough for both; padded to the same frames."""
+    batches = token_batches(stores)
+    for i in range(len(batches)):
+        parts = [batches.shard(rank, 2)[i] for rank in range(2)]
+        assert sorted(torch.cat([part["row"] for part in parts]).tolist()) == sorted(batches[i]["row"].tolist())
+        assert len({part["frames"].shape[1] for part in parts}) == 1
+
+
+def test_every_second_run_descends_under_a_token_budget() -> None:
+    """So that a batch over the boundary of two runs holds like lengths."""
+    keys = np.random.default_rng(0).integers(0, 1000, 400)
+    order = keys[bucketed_order(keys, 100, np.random.default_rng(0), turning=True)]
+    assert all(abs(order[end] - order[end - 1]) < 60 for end in (100, 200, 300))
+
+
 def test_no_videos_are_no_batches(stores: tuple[TokenStore, FeatureStore]) -> None:
     assert len(EpochBatches(dataset(stores, rows=[]), 8, seed=0, epoch=0, shuffle=False)) == 0
+    assert len(token_batches(stores, rows=[])) == 0
 
 
 def test_keys_are_stable_and_fit_int64() -> None:

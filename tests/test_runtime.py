@@ -50,6 +50,29 @@ def test_bad_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> 
         load_runtime()
 
 
+@pytest.mark.parametrize(("text", "expected"), [("0", False), ("false", False), ("1", True), ("true", True)])
+def test_flags_from_the_environment(monkeypatch: pytest.MonkeyPatch, text: str, expected: bool) -> None:
+    monkeypatch.setenv("FRAMEFOLD_COMPILE", text)
+    assert load_runtime().compile is expected
+    assert load_runtime().checkpointing is False
+
+
+@pytest.mark.parametrize("text", ["yes", "True", "on", "2", " 1"])
+def test_other_words_for_a_flag_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """What is not understood must not count as false, or as true."""
+    monkeypatch.setenv("FRAMEFOLD_CHECKPOINTING", text)
+    with pytest.raises(UserError, match=r"^environment: FRAMEFOLD_CHECKPOINTING: [^\n]*0, 1, false, true"):
+        load_runtime()
+
+
+def test_flags_in_the_file(folder: Path) -> None:
+    (folder / "runtime.yaml").write_text("compile: true\n")
+    assert load_runtime().compile
+    (folder / "runtime.yaml").write_text("compile: 'yes'\n")
+    with pytest.raises(UserError, match=r"^runtime\.yaml: compile"):
+        load_runtime()
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")],

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from framefold.data.array_files import ArrayFile
 from framefold.data.features import FeatureStore
+from framefold.data.order import bucketed_order, length_keys, token_cuts
 from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned
 from framefold.errors import UserError
 from framefold.params.models import InputParams
@@ -24,9 +25,9 @@ Batch = dict[str, Tensor]
 Transform = Callable[[Batch, int, int], Batch]  # (batch, seed, epoch); its randomness is keyed by batch["key"]
 
 BUCKET = 50  # batches' worth of samples that are sorted by length together
-TEXT_STEP = 8  # lengths that differ by less count as equal, so that frame counts are sorted too
 NO_LABEL = -1
 ORDER = 0  # the key of the order of samples, in the place of a video's
+ALL = slice(None)
 
 
 class Samples(Protocol):
@@ -34,12 +35,26 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def order_keys(self) -> npt.NDArray[np.int64]:
+    def order_keys(self) -> npt.NDArray[np.integer]:
         """(N,): samples with like keys have like shapes."""
         ...
 
-    def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None) -> Batch:
-        """The samples at `positions`; draw: (seed, epoch) in training, None in evaluation."""
+    def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None, part: slice = ALL) -> Batch:
+        """Of the batch `positions` the samples positions[part], those of one process; draw: (seed, epoch) in training,
+        None in evaluation. The first tensor has one row a sample."""
+        ...
+
+    def names(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """What a person calls the samples at `positions`."""
+        ...
+
+
+@runtime_checkable
+class MeasuredSamples(Samples, Protocol):
+    """Samples whose batches can be bounded by tokens."""
+
+    def sizes(self) -> npt.NDArray[np.integer]:
+        """(N, 2): tokens of text, frames."""
         ...
 
 
@@ -81,17 +96,26 @@ class VideoDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
         """Tokens and frames of the samples at `positions` together, after the budgets."""
         return self._text_lengths()[positions] + self._frame_counts()[positions]
 
-    def order_keys(self) -> npt.NDArray[np.int64]:
-        """By text length in steps, then frames, then exact text length: neither is padded much in a batch."""
-        text, frames = self._text_lengths(), self._frame_counts()
-        return (text // TEXT_STEP * (self.inputs.max_frames + 1) + frames) * TEXT_STEP + text % TEXT_STEP
+    def order_keys(self) -> npt.NDArray[np.integer]:
+        return length_keys(self._text_lengths(), self._frame_counts(), self.inputs.max_frames)
 
-    def batch(self, positions: npt.NDArray[np.integer], draw: tuple[int, int] | None = None) -> Batch:
-        """Samples at `positions` as tensors, padded to the longest of them; draw: (seed, epoch) in training.
+    def sizes(self) -> npt.NDArray[np.integer]:
+        """(N, 2): tokens of text, special ones included, and frames, both after the budgets."""
+        return np.stack([self._text_lengths(), self._frame_counts()], axis=1)
+
+    def names(self, positions: npt.NDArray[np.integer]) -> list[str]:
+        """Ids of the videos at `positions`."""
+        return self.tokens.ids_at(self.rows[positions].tolist())
+
+    def batch(
+        self, positions: npt.NDArray[np.integer], draw: tuple[int, int] | None = None, part: slice = ALL
+    ) -> Batch:
+        """Samples at positions[part] as tensors; draw: (seed, epoch) in training. Text is padded to the longest of
+        them, frames to the longest of all `positions`: what processes exchange has one shape.
 
         "index" (B,) int64 position in `rows`; "row" (B,) int64 row of the stores; "key" (B,) int64 per-video hash;
         "input_ids" (B, T) int64, [CLS] title [SEP] asr [SEP] ocr [SEP], an empty segment left out with its [SEP];
@@ -99,29 +123,42 @@ class VideoDataset:
         -1 without labels; "soft" (B, C) float32 if given. A video with more than max_frames frames gives a random
         subset of them in training, uniformly spaced ones in evaluation; in their order.
         """
-        positions = np.asarray(positions, dtype=np.int64)
+        most_frames = self._most_frames(positions)
+        positions = np.asarray(positions, dtype=np.int64)[part]
         rows = self.rows[positions]
-        keys = video_keys(self.tokens.ids_at(rows.tolist()))
+        keys = video_keys(self.names(positions))
         labels = np.full(len(rows), NO_LABEL) if self.labels is None else self.labels[positions]
         arrays = {"index": positions, "row": rows, "key": keys, "label": labels}
         arrays["input_ids"], arrays["text_mask"] = self._text(rows)
-        arrays["frames"], arrays["frame_mask"] = self._frames(rows, keys, draw)
+        arrays["frames"], arrays["frame_mask"] = self._frames(rows, keys, draw, most_frames)
         if self.soft is not None:
             arrays["soft"] = self.soft[rows].astype(np.float32)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _text_lengths(self) -> npt.NDArray[np.int64]:
+    def frames(
+        self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Frames (B, F, D) and their mask (B, F) as `batch` gives them, padded to the longest."""
+        keys = video_keys(self.names(positions))
+        return self._frames(self.rows[positions], keys, draw, self._most_frames(positions))
+
+    def _most_frames(self, positions: npt.NDArray[np.integer]) -> int:
+        counts = self.features.counts[self.rows[positions]]
+        return int(min(counts.max(initial=0), self.inputs.max_frames))
+
+    def _text_lengths(self) -> npt.NDArray[np.int32]:
         """(N,) length of input_ids, special tokens included."""
         if self._text_lengths_of_rows is None:
-            kept = np.minimum(self.tokens.lengths()[self.rows], self._budgets)  # (N, 3)
-            total = 1 + kept.sum(1) + (kept > 0).sum(1)
-            self._text_lengths_of_rows = np.maximum(total, 2).astype(np.int64)
+            kept = self.tokens.lengths()  # (N of the store, 3) int32, as is all that is made of it: there are millions
+            np.minimum(kept, np.array(self._budgets, np.int32), out=kept)
+            total = 1 + kept.sum(1, dtype=np.int32) + (kept > 0).sum(1, dtype=np.int32)
+            self._text_lengths_of_rows = np.maximum(total, 2)[self.rows]
         return self._text_lengths_of_rows
 
-    _text_lengths_of_rows: npt.NDArray[np.int64] | None = None
+    _text_lengths_of_rows: npt.NDArray[np.int32] | None = None
 
-    def _frame_counts(self) -> npt.NDArray[np.int64]:
-        return np.minimum(self.features.counts[self.rows], self.inputs.max_frames).astype(np.int64)
+    def _frame_counts(self) -> npt.NDArray[np.int32]:
+        return np.minimum(self.features.counts[self.rows], np.int32(self.inputs.max_frames))
 
     def _text(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         lines = [self._line(row) for row in rows.tolist()]
@@ -141,10 +178,10 @@ class VideoDataset:
         return np.concatenate(parts if len(parts) > 1 else [cls, sep])
 
     def _frames(
-        self, rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], draw: tuple[int, int] | None
+        self, rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], draw: tuple[int, int] | None, most: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         counts = np.minimum(self.features.counts[rows], self.inputs.max_frames)
-        mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, F)
+        mask = np.arange(most) < counts[:, None]  # (B, F)
         frames = np.zeros((*mask.shape, self.features.dim), dtype=np.float32)
         for place, (row, key, count) in enumerate(zip(rows.tolist(), keys.tolist(), counts.tolist(), strict=True)):
             if count:
@@ -165,8 +202,9 @@ class EpochBatches(torch.utils.data.Dataset):
     """Batch i of one epoch: shuffled, in buckets of like length (training), or sorted by length (evaluation).
 
     Every sample comes once, "index" says which it is; sizes of batches differ by at most one, so that no small last
-    batch has a louder voice. `transform(batch, seed, epoch)` comes last; what it adds has the batch as its first
-    dimension. UserError: fewer samples than processes in a batch.
+    batch has a louder voice. With `batch_tokens` (MeasuredSamples only) batches are cut by `token_cuts` instead, and
+    epochs may differ in their number of batches. `transform(batch, seed, epoch)` comes last.
+    UserError: fewer samples than processes in a batch.
     """
 
     def __init__(
@@ -176,51 +214,58 @@ class EpochBatches(torch.utils.data.Dataset):
         *,
         seed: int,
         epoch: int,
+        batch_tokens: int | None = None,
         shuffle: bool = True,
         transform: Transform | None = None,
     ):
         self.samples, self.seed, self.epoch, self.shuffle, self.transform = samples, seed, epoch, shuffle, transform
-        self.rank, self.world = 0, 1
-        rng = sample_rng(seed, epoch, ORDER) if shuffle else None
-        order = bucketed_order(samples.order_keys(), batch_size * BUCKET, rng)
-        count = math.ceil(len(samples) / batch_size)
-        self.cuts = np.linspace(0, len(samples), count + 1).round().astype(np.int64)
-        self.turns = rng.permutation(count) if rng else np.arange(count)
-        self.order = order
+        self.batch_size, self.batch_tokens, self.rank, self.world = batch_size, batch_tokens, 0, 1
+        self.rng = sample_rng(seed, epoch, ORDER) if shuffle else None
+        turning = batch_tokens is not None
+        self.order = bucketed_order(samples.order_keys(), batch_size * BUCKET, self.rng, turning)
+        self._cut()
+
+    def _cut(self) -> None:
+        """Where batches begin and end in `order`, and whose turn comes when."""
+        if self.batch_tokens is None:
+            count = math.ceil(len(self.samples) / self.batch_size)
+            self.cuts = np.linspace(0, len(self.samples), count + 1).round().astype(np.int64)
+        else:
+            assert isinstance(self.samples, MeasuredSamples)
+            self.cuts = token_cuts(self.samples.sizes()[self.order], self.batch_size, self.batch_tokens, self.world)
+        count = len(self.cuts) - 1
+        self.turns = copy.deepcopy(self.rng).permutation(count) if self.rng else np.arange(count)
 
     def __len__(self) -> int:
         return len(self.turns)
 
     def __getitem__(self, index: int) -> Batch:
-        turn = self.turns[index]
-        positions = self.order[self.cuts[turn] : self.cuts[turn + 1]][self.rank :: self.world]
-        batch = self.samples.batch(positions, (self.seed, self.epoch) if self.shuffle else None)
+        draw = (self.seed, self.epoch) if self.shuffle else None
+        batch = self.samples.batch(self._positions(index), draw, slice(self.rank, None, self.world))
         return self.transform(batch, self.seed, self.epoch) if self.transform else batch
+
+    def _positions(self, index: int) -> npt.NDArray[np.int64]:
+        """Of all samples of batch `index`, over all processes."""
+        turn = self.turns[index]
+        return self.order[self.cuts[turn] : self.cuts[turn + 1]]
 
     def global_size(self, index: int) -> int:
         """Samples of batch `index` over all processes."""
-        turn = self.turns[index]
-        return int(self.cuts[turn + 1] - self.cuts[turn])
+        return len(self._positions(index))
+
+    def names(self, index: int) -> list[str]:
+        """Of this process's samples of batch `index`."""
+        return self.samples.names(self._positions(index)[self.rank :: self.world])
 
     def shard(self, rank: int, world: int) -> Self:
         """The part of every batch that belongs to process `rank` of `world`."""
-        smallest = int(np.diff(self.cuts).min(initial=world))
-        if smallest < world:
-            raise UserError(f"a batch of {smallest} samples for {world} processes; raise batch_size or use fewer")
         part = copy.copy(self)
         part.rank, part.world = rank, world
+        part._cut()
+        smallest = int(np.diff(part.cuts).min(initial=world))
+        if smallest < world:
+            raise UserError(f"a batch of {smallest} samples for {world} processes; raise batch_size or use fewer")
         return part
-
-
-def bucketed_order(keys: npt.NDArray[np.int64], bucket: int, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
-    """(N,) positions: shuffled, then sorted by key within each run of `bucket`; without rng all sorted by key."""
-    if rng is None:
-        return np.argsort(keys, kind="stable")
-    order = rng.permutation(len(keys))
-    for start in range(0, len(order), bucket):
-        part = order[start : start + bucket]
-        order[start : start + bucket] = part[np.argsort(keys[part], kind="stable")]
-    return order
 
 
 def video_keys(ids: Sequence[str]) -> npt.NDArray[np.int64]:

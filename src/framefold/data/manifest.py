@@ -128,7 +128,7 @@ def scan_split(root: Path, layout: str, split: str, earlier: EarlierScan | None)
         packed += pack_record(video_id.encode("ascii"), *found)
         opened += is_new
         unreadable += found[1] == 0
-        progress.add(1, opened=str(opened), kept=str(progress.count + 1 - opened))
+        progress.add(1, {"opened": str(opened), "kept": str(progress.count + 1 - opened)})
     if progress.count:
         progress.close(opened=str(opened), kept=str(progress.count - opened), unreadable=str(unreadable))
     return np.frombuffer(packed, RECORD)
