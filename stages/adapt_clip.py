@@ -116,8 +116,9 @@ def measure(model: Any, probe: FramesProbe, kept: PairSamples) -> dict[str, floa
     model.eval().to(device)
     encoder = model.encoder
     batch = {name: tensor.to(device) for name, tensor in kept.batch(np.arange(len(kept))).items()}
-    images, titles = (rows[batch["has_frame"]] for rows in model(batch))
-    loss, hits = info_nce(images, titles, model.log_scale.exp()), retrieval_accuracy(images, titles)
+    (images, titles), valid = model(batch), batch["has_frame"]
+    loss = info_nce(images, titles, valid, model.log_scale.exp())
+    hits = retrieval_accuracy(images, titles, valid)
     scores = probe.score(FrameEncoder(encoder, device), encoder.preprocess, encoder.dim)
     return scores | {"held_out_loss": float(loss), "retrieval": float(hits)}
 

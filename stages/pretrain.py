@@ -20,9 +20,10 @@ from framefold.storage import write_folder_aside, write_json
 from framefold.training.curves import write_curves
 from framefold.training.loop import TrainResult, train
 from framefold.training.pool import Pool, measure, open_pool
-from framefold.training.pretraining import Masking, PretrainingModel
+from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import PretrainingTask
 from framefold.training.text_start import start_from_topics
+from framefold.training.views import Masking, MismatchedVideos
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +71,11 @@ def pretrain(
     model: PretrainingModel, pool: Pool, params: PretrainParams, seed: int, precision: str, scratch: Scratch
 ) -> TrainResult:
     masking = Masking(params.masking, pool.special)
+    videos = MismatchedVideos(pool.training, params.mismatched) if model.weights.itm else pool.training
+    cut = {"batch_size": params.batch_size, "batch_tokens": params.batch_tokens}
     return train(
         PretrainingTask(model),
-        lambda epoch: EpochBatches(pool.training, params.batch_size, seed=seed, epoch=epoch, transform=masking),
+        lambda epoch: EpochBatches(videos, **cut, seed=seed, epoch=epoch, transform=masking),
         params,
         learning_rates=params.lr.model_dump(),
         seed=seed,

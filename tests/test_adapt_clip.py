@@ -34,7 +34,7 @@ from framefold.params.base import load
 from framefold.params.encoders import EncoderParams
 from framefold.scratch import Scratch
 from framefold.storage import read_json
-from framefold.training.contrastive import gather
+from framefold.training.sharing import Share
 from stages import adapt_clip, extract_frames, ingest, split, tokenize
 
 SMALL = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
@@ -217,10 +217,10 @@ def of_one_process(rank: int, world: int, port: int, folder: str) -> None:
     """Gradients of a loss over all rows, each process holding some of them: 3 and 2."""
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=world, rank=rank)
     rows, valid = five_rows()
-    own, seen = rows[rank::world].clone().requires_grad_(), valid[rank::world]
-    together = gather(own, seen)
-    (together @ together.T).tanh().sum().backward()
-    torch.save((together.detach(), own.grad / world), f"{folder}/{rank}.pt")
+    own, share = rows[rank::world].clone().requires_grad_(), Share(len(rows[rank::world]), 5, rank, world)
+    together, seen = share.gather(own), share.gather_mask(valid[rank::world])
+    (together @ together.T).tanh().mul(seen * seen[:, None]).sum().backward()
+    torch.save((together.detach()[seen], own.grad / world), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

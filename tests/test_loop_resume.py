@@ -22,6 +22,7 @@ from framefold.scratch import OrphanedError, Scratch
 from framefold.training import loop
 from framefold.training.curves import write_curves
 from framefold.training.loop import TrainResult, split, train
+from framefold.training.sharing import Share
 
 STEPS, SIZE, EPOCHS = 6, 8, 3
 
@@ -44,7 +45,7 @@ class ToyTask:
         torch.manual_seed(seed)
         self.model: nn.Module = Toy(dropout)
 
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Tensor], share: Share) -> tuple[Tensor, dict[str, Tensor]]:
         loss = nn.functional.cross_entropy(self.model(batch), batch["label"])
         return loss, {"loss_label": loss}
 
@@ -77,6 +78,10 @@ class ToyBatches:
 
     def global_size(self, index: int) -> int:
         return SIZE
+
+    def names(self, index: int) -> list[str]:
+        rank, world = self.part
+        return [f"v{row}" for row in range(SIZE * index, SIZE * (index + 1))][rank::world]
 
     def shard(self, rank: int, world: int) -> "ToyBatches":
         self.part = (rank, world)
@@ -150,7 +155,7 @@ def test_interrupted_equals_uninterrupted(folder: Path, method: str, ema_decay: 
     assert content(run(ToyTask(seed=9), method, ema_decay)) == whole  # resuming goes before the weights that came in
 
 
-@pytest.mark.parametrize("defect", ["rng", "ema", "optimizer", "schedule", "position"])
+@pytest.mark.parametrize("defect", ["rng", "ema", "optimizer", "position"])
 def test_check_catches_a_state_that_is_not_restored(folder: Path, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
     """Planted defects: each part of the state, left out, changes the bytes, so the test above would fail."""
     whole = content(run())
@@ -161,7 +166,6 @@ def test_check_catches_a_state_that_is_not_restored(folder: Path, monkeypatch: p
         "rng": (loop, "restore_rng", lambda state: None),
         "ema": (loop.ExponentialAverage, "load_state_dict", lambda self, state: None),
         "optimizer": (torch.optim.AdamW, "load_state_dict", lambda self, state: None),
-        "schedule": (torch.optim.lr_scheduler.LambdaLR, "load_state_dict", lambda self, state: None),
         "position": (loop, "Position", lambda **saved: loop_position(**{**saved, "batch": 0})),
     }
     loop_position = loop.Position
@@ -242,9 +246,9 @@ def test_tasks_that_compare_samples_are_never_split(folder: Path, monkeypatch: p
     class Comparing(ToyTask):
         whole_batch = True
 
-        def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(self, batch: dict[str, Tensor], share: Share) -> tuple[Tensor, dict[str, Tensor]]:
             seen.add(len(batch["label"]))
-            return super().loss(batch)
+            return super().loss(batch, share)
 
     monkeypatch.setenv("FRAMEFOLD_MICRO_BATCH", "3")
     run(Comparing())
@@ -254,14 +258,16 @@ def test_tasks_that_compare_samples_are_never_split(folder: Path, monkeypatch: p
 class Poisoned(ToyTask):
     """The loss is not a number on batch 3."""
 
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = super().loss(batch)
+    def loss(self, batch: dict[str, Tensor], share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = super().loss(batch, share)
         return (loss * float("nan"), parts) if batch["row"][0] == 3 * SIZE else (loss, parts)
 
 
 def test_loss_that_is_not_a_number(folder: Path) -> None:
-    """The error names step, rows and a way out, and the good checkpoint before it can be gone on from."""
-    with pytest.raises(UserError, match=r"toy@0: not finite at step 4 \(epoch 0, batch 3, rows \[24, .*learning rate"):
+    """The error names step, samples and a way out, and the good checkpoint before it can be gone on from."""
+    names = ", ".join(f"v{row}" for row in range(24, 32))
+    expected = rf"^toy@0: not finite at step 4 \(epoch 0, batch 3\): [^\n]*learning rate[^\n]*samples {names}$"
+    with pytest.raises(UserError, match=expected):
         run(Poisoned())
     resumed = content(run())
     drop_scratch()

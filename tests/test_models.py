@@ -294,7 +294,7 @@ def test_masked_mean_ignores_what_is_masked() -> None:
 
 def test_head_shapes() -> None:
     """Masked frames only; one matching logit a pair; unit vectors and a positive scale for contrast."""
-    positions = torch.tensor([[True, False, True], [False, False, True]])
+    positions = torch.tensor([0, 2, 5])
     assert MfmHead(8, DIM)(torch.randn(2, 3, 8), positions).shape == (3, DIM)
     assert ItmHead(8)(torch.randn(5, 8)).shape == (5,)
     text, frames, scale = ContrastHead(8, 6, 4, 0.07)(torch.randn(5, 8), torch.randn(5, 6))

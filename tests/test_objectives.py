@@ -9,7 +9,7 @@ import torch
 from framefold.objectives.classification import accuracy, cross_entropy
 from framefold.objectives.distillation import agreement, soft_cross_entropy
 from framefold.objectives.itc import info_nce, retrieval_accuracy
-from framefold.objectives.itm import matching_accuracy, matching_loss, mismatched_pairs
+from framefold.objectives.itm import Pairs, matching_accuracy, matching_loss, mismatched_pairs
 from framefold.objectives.mfm import frame_nce, mask_frames
 from framefold.objectives.mlm import mask_tokens, masked_token_loss
 
@@ -57,10 +57,12 @@ def test_distillation_ignores_rows_without_a_soft_label():
     soft[[1, 4]] = 0
     rows = [0, 2, 3, 5]
     expected = -(soft[rows] * log_softmax(logits[rows])).sum(1).mean()
-    assert float(soft_cross_entropy(torch.tensor(logits), torch.tensor(soft))) == pytest.approx(expected, rel=1e-5)
+    assert float(soft_cross_entropy(torch.tensor(logits), torch.tensor(soft), torch.tensor(4))) == pytest.approx(
+        expected, rel=1e-5
+    )
     same = np.mean(logits[rows].argmax(1) == soft[rows].argmax(1))
-    assert float(agreement(torch.tensor(logits), torch.tensor(soft))) == pytest.approx(same)
-    assert float(soft_cross_entropy(torch.tensor(logits), torch.zeros(6, 5))) == 0
+    assert float(agreement(torch.tensor(logits), torch.tensor(soft), torch.tensor(4))) == pytest.approx(same)
+    assert float(soft_cross_entropy(torch.tensor(logits), torch.zeros(6, 5), torch.tensor(1))) == 0
 
 
 def test_contrast_is_the_mean_of_both_directions():
@@ -71,32 +73,61 @@ def test_contrast_is_the_mean_of_both_directions():
     expected = (
         -(log_softmax(similarity)[diagonal, diagonal].mean() + log_softmax(similarity.T)[diagonal, diagonal].mean()) / 2
     )
-    found = info_nce(torch.tensor(a), torch.tensor(b), torch.tensor(14.0))
+    everything = torch.ones(7, dtype=torch.bool)
+    found = info_nce(torch.tensor(a), torch.tensor(b), everything, torch.tensor(14.0))
     assert float(found) == pytest.approx(expected, rel=1e-5)
-    assert float(retrieval_accuracy(torch.tensor(a), torch.tensor(a))) == 1
+    assert float(retrieval_accuracy(torch.tensor(a), torch.tensor(a), everything)) == 1
+
+
+def test_rows_left_out_of_the_contrast_neither_count_nor_are_negatives():
+    """The same loss, accuracy and gradients as of the valid rows alone; nothing valid is a loss of zero."""
+    rng = np.random.default_rng(3)
+    a, b = (torch.tensor(x, requires_grad=True) for x in rng.normal(size=(2, 7, 4)))
+    valid = torch.tensor([True, False, True, True, False, True, True])
+    some, scale = (a[valid], b[valid]), torch.tensor(14.0)
+    everything = torch.ones(5, dtype=torch.bool)
+    loss, expected = info_nce(a, b, valid, scale), info_nce(*some, everything, scale)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, [a, b]), torch.autograd.grad(expected, [a, b]))
+    assert retrieval_accuracy(a, b, valid) == retrieval_accuracy(*some, everything)
+    nothing = info_nce(a, b, torch.zeros(7, dtype=torch.bool), scale)
+    assert float(nothing.detach()) == 0
+    assert not torch.autograd.grad(nothing, a)[0].any()
 
 
 def test_matching_weighs_matched_and_mismatched_pairs_the_same():
     matched, mismatched = np.array([2.0, -1.0, 0.5, 3.0]), np.array([-2.0, 1.0])
     positive = -np.log(1 / (1 + np.exp(-matched))).mean()
     negative = -np.log(1 - 1 / (1 + np.exp(-mismatched))).mean()
-    pair = torch.tensor(matched), torch.tensor(mismatched)
-    assert float(matching_loss(*pair)) == pytest.approx((positive + negative) / 2, rel=1e-6)
-    assert float(matching_accuracy(*pair)) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    pairs = [  # one more of each that does not count
+        Pairs(torch.tensor([*logits, 9.0]), torch.tensor([True] * len(logits) + [False]), torch.tensor(len(logits)))
+        for logits in (matched, mismatched)
+    ]
+    assert float(matching_loss(*pairs)) == pytest.approx((positive + negative) / 2, rel=1e-6)
+    assert float(matching_accuracy(*pairs)) == pytest.approx((3 / 4 + 1 / 2) / 2)
 
 
 @pytest.mark.parametrize(
     ("share", "size", "count"), [(0.25, 2, 1), (1.0, 2, 2), (0.25, 9, 3), (1.0, 9, 9), (1.0, 1, 0)]
 )
 def test_a_video_is_never_mismatched_with_itself(share, size, count):
-    rows, partners = mismatched_pairs(share, size, torch.device("cpu"))
+    rows, partners = mismatched_pairs(share, size)
     assert len(set(rows.tolist())) == len(set(partners.tolist())) == count
-    assert not torch.any(partners == rows)
+    assert not np.any(partners == rows)
+    assert np.isin([*rows, *partners], np.arange(size)).all()
 
 
 def test_mismatched_rows_are_spread_over_a_batch_sorted_by_length():
-    rows, _ = mismatched_pairs(0.25, 128, torch.device("cpu"))
-    assert rows.float().mean() == pytest.approx(63.5, abs=2)
+    rows, _ = mismatched_pairs(0.25, 128)
+    assert rows.mean() == pytest.approx(63.5, abs=2)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+def test_every_process_has_some_of_the_mismatched_rows(world):
+    """Processes take the rows of a batch in turn: at steps of four, four processes would leave all pairs to one."""
+    rows, _ = mismatched_pairs(0.25, 128)
+    shares = np.bincount(rows % world, minlength=world)
+    assert shares.max() <= 2 * len(rows) / world
 
 
 def test_frame_contrast_has_all_real_frames_as_candidates():
@@ -110,15 +141,13 @@ def test_frame_contrast_has_all_real_frames_as_candidates():
         logits = unit @ (vector / np.linalg.norm(vector)) / 0.1
         own = int(real.flatten()[: row * 4 + place].sum())
         losses.append(-log_softmax(logits)[own])
-    tensors = [torch.tensor(x) for x in (guess, frames, real, hidden)]
-    assert float(frame_nce(*tensors, temperature=0.1)) == pytest.approx(np.mean(losses), rel=1e-5)
-    padding = tensors[1].clone()
-    padding[~tensors[2]] = 1e3
-    assert float(frame_nce(tensors[0], padding, *tensors[2:], temperature=0.1)) == pytest.approx(
-        np.mean(losses), rel=1e-5
-    )
-    nothing = torch.zeros(3, 4, dtype=torch.bool)
-    assert float(frame_nce(tensors[0][:0], *tensors[1:3], nothing, temperature=0.1)) == 0
+    predicted, features, mask = (torch.tensor(x) for x in (guess, frames, real))
+    places, total = torch.tensor(np.flatnonzero(hidden)), torch.tensor(3)
+    found = frame_nce(predicted, places, features, mask, 0.1, total)
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-5)
+    padding = features.masked_fill(~mask.unsqueeze(-1), 1e3)
+    assert float(frame_nce(predicted, places, padding, mask, 0.1, total)) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(frame_nce(predicted[:0], places[:0], features, mask, 0.1, torch.tensor(1))) == 0
 
 
 def test_hidden_frames_are_real_and_as_many_as_the_rate_says():
@@ -198,5 +227,6 @@ def test_masked_token_loss_is_the_mean_over_chosen_positions():
     rng = np.random.default_rng(5)
     logits, targets = rng.normal(size=(9, 11)).astype(np.float32), rng.integers(0, 11, 9)
     expected = -log_softmax(logits)[np.arange(9), targets].mean()
-    assert float(masked_token_loss(torch.tensor(logits), torch.tensor(targets))) == pytest.approx(expected, rel=1e-5)
-    assert float(masked_token_loss(torch.zeros(0, 11), torch.zeros(0, dtype=torch.int64))) == 0
+    found = masked_token_loss(torch.tensor(logits), torch.tensor(targets), torch.tensor(9))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(masked_token_loss(torch.zeros(0, 11), torch.zeros(0, dtype=torch.int64), torch.tensor(1))) == 0

@@ -3,11 +3,13 @@
 pytest tests/test_optimization.py
 """
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from framefold.training.optimization import build_optimizer, build_schedule, lr_factor, parameter_groups
+from framefold.training.optimization import Schedule, build_optimizer, lr_factor, parameter_groups
 
 
 class Model(nn.Module):
@@ -47,9 +49,28 @@ def test_role_without_a_rate_is_an_error() -> None:
         parameter_groups(Model(), role_of, {"head": 0.1}, weight_decay=0.0)
 
 
+def rates(sizes: list[int], warmup: float, roles: dict[str, float]) -> list[list[float]]:
+    """Of every group at every step of a training whose batches have these sizes."""
+    optimizer = build_optimizer(parameter_groups(Model(), role_of, roles, 0.0), torch.device("cpu"))
+    schedule, done, seen = Schedule(optimizer, sum(sizes), warmup), 0, []
+    for size in sizes:
+        first = schedule.set_rates(done, size)
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        assert first == seen[-1][0]
+        done += size
+    return seen
+
+
+def by_steps(step: int, steps: int, warmup_steps: int) -> float:
+    """The same schedule by steps."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
 def test_rate_rises_then_ends_at_zero() -> None:
     """Warm-up reaches the peak, the cosine is half-way at half time, and training ends at a rate of zero."""
-    factors = [lr_factor(step, total_steps=110, warmup_steps=10) for step in range(111)]
+    factors = [lr_factor(step / 110, (step + 1) / 110, warmup=10 / 110) for step in range(111)]
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == factors[9] == factors[10] == 1.0
     assert factors[60] == pytest.approx(0.5)
@@ -58,32 +79,30 @@ def test_rate_rises_then_ends_at_zero() -> None:
     assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
-@pytest.mark.parametrize(("total", "warmup"), [(1, 0.0), (1, 0.9), (3, 0.0), (5, 0.9)])
-def test_short_runs_have_a_schedule(total: int, warmup: float) -> None:
+def test_equal_batches_have_the_rates_of_a_schedule_by_steps() -> None:
+    found = rates([32] * 50, 0.1, {"head": 1.0, "text": 1.0})
+    assert [step[0] for step in found] == pytest.approx([by_steps(step, 50, 5) for step in range(50)], abs=1e-9)
+
+
+def test_the_rate_depends_on_the_samples_done_however_they_are_cut() -> None:
+    """After warm-up the rate at 400 of 1,000 samples is that of equal batches, after large ones as after small ones."""
+    expected = rates([10] * 100, 0.1, {"head": 1.0, "text": 1.0})[40]
+    for sizes in ([50] * 8 + [10] * 60, [5] * 80 + [60] * 10):
+        place = 8 if sizes[0] == 50 else 80
+        assert rates(sizes, 0.1, {"head": 1.0, "text": 1.0})[place] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.9), (3, 0.0), (5, 0.9)])
+def test_short_runs_have_a_schedule(steps: int, warmup: float) -> None:
     """One step, no warm-up, almost nothing but warm-up: rates stay within 0 and the peak, and the first is not 0."""
-    optimizer = build_optimizer(
-        parameter_groups(Model(), role_of, {"head": 0.1, "text": 0.1}, 0.0), torch.device("cpu")
-    )
-    schedule = build_schedule(optimizer, total, warmup)
-    rates = []
-    for _ in range(total):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] > 0
-    assert all(0 <= rate <= 0.1 + 1e-9 for rate in rates)
+    found = [step[0] for step in rates([7] * steps, warmup, {"head": 0.1, "text": 0.1})]
+    assert found[0] > 0
+    assert all(0 <= rate <= 0.1 + 1e-9 for rate in found)
 
 
 def test_schedule_keeps_the_ratio_of_roles() -> None:
-    optimizer = build_optimizer(
-        parameter_groups(Model(), role_of, {"head": 0.1, "text": 0.01}, 0.0), torch.device("cpu")
-    )
-    schedule = build_schedule(optimizer, 10, 0.2)
-    for _ in range(7):
-        head, text = max(schedule.get_last_lr()), min(schedule.get_last_lr())
-        assert head == pytest.approx(10 * text)
-        optimizer.step()
-        schedule.step()
+    for step in rates([4] * 7, 0.2, {"head": 0.1, "text": 0.01}):
+        assert max(step) == pytest.approx(10 * min(step))
 
 
 def test_adamw_is_fused_where_it_can_be() -> None:

@@ -14,17 +14,21 @@ from framefold.data.videos import open_videos
 from framefold.evaluation.pseudo_quality import pool_quality
 from framefold.inference.pseudo_labelling import DONE, SoftLabels, label_pool
 from framefold.models.registry import architecture, build_with_mlm_head
+from framefold.objectives.itm import mismatched_pairs
 from framefold.params.base import UserError, load, validate
 from framefold.params.models import StudentParams
 from framefold.params.pretrain import ObjectiveWeights, PretrainParams
 from framefold.scratch import Scratch
 from framefold.storage import write_json
 from framefold.training.pool import measure, open_pool
-from framefold.training.pretraining import Masking, PretrainingModel
+from framefold.training.pretraining import PretrainingModel
+from framefold.training.sharing import Share
+from framefold.training.views import Masking, MismatchedVideos
 
 ARCHS = ["single_stream", "dual_stream"]
 OFF = {"mlm": 0.0, "mfm": 0.0, "itm": 0.0, "itc": 0.0, "distillation": 0.0}
 TOKENS = SpecialTokens(**SPECIAL, size=VOCAB)
+ALONE = Share(24, 24)
 
 
 @pytest.fixture
@@ -48,7 +52,8 @@ def batch(n: int = 24) -> dict[str, torch.Tensor]:
     videos = open_videos("unlabeled", "small")
     soft = np.random.default_rng(0).dirichlet(np.ones(len(CATEGORIES)), len(videos)).astype(np.float16)
     dataset = videos.dataset(np.arange(n), load(StudentParams).inputs, soft=soft)
-    return Masking(load(PretrainParams).masking, TOKENS)(dataset.batch(np.arange(n)), 0, 0)
+    paired = MismatchedVideos(dataset, load(PretrainParams).mismatched)
+    return Masking(load(PretrainParams).masking, TOKENS)(paired.batch(np.arange(n)), 0, 0)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -56,13 +61,13 @@ def test_every_objective_learns(project, arch):
     """On one batch over and over, each loss falls."""
     model, videos = build(arch), batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    _, first = model.eval()(videos)
+    _, first = model.eval()(videos, ALONE)
     model.train()
     for _ in range(30):
         optimizer.zero_grad()
-        model(videos)[0].backward()
+        model(videos, ALONE)[0].backward()
         optimizer.step()
-    _, last = model.eval()(videos)
+    _, last = model.eval()(videos, ALONE)
     names = [name for name in first if name.startswith("loss_")]
     weights = load(PretrainParams).weights[arch].model_dump()
     assert {name.removeprefix("loss_") for name in names} == {name for name, weight in weights.items() if weight}
@@ -75,7 +80,7 @@ def test_every_objective_learns(project, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_total_is_the_weighted_sum_of_the_losses_shown(project, arch):
     model = build(arch).eval()
-    total, parts = model(batch())
+    total, parts = model(batch(), ALONE)
     weights = load(PretrainParams).weights[arch].model_dump()
     expected = sum(weight * parts[f"loss_{name}"] for name, weight in weights.items() if weight)
     assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -87,7 +92,7 @@ def test_an_objective_of_weight_0_costs_no_pass_and_no_parameters(project, arch,
     model = build(arch, {on: 1.0}).eval()
     lengths = []
     monkeypatch.setattr(model.backbone.text, "encode", counting(model.backbone.text.encode, lengths))
-    _, parts = model(batch())
+    _, parts = model(batch(), ALONE)
     assert [name for name in parts if name.startswith("loss_")] == [f"loss_{on}"]
     heads = {name.partition(".")[0] for name, _ in model.named_parameters()} - {"backbone"}
     assert heads == ({f"{on}_head"} if on != "distillation" else set())
@@ -106,7 +111,7 @@ def counting(function, sizes: list[int]):
 
 def test_word_logits_are_computed_for_hidden_tokens_alone(project):
     model, videos = build("single_stream").eval(), batch()
-    hidden = int(videos["hidden_tokens"].sum())
+    hidden = len(videos["token_places"])
     assert 0 < hidden < videos["text_mask"].sum() / 2
     assert model.masked_token_logits(videos).shape == (hidden, VOCAB)
 
@@ -115,7 +120,8 @@ def test_word_logits_are_computed_for_hidden_tokens_alone(project):
 def test_a_hidden_token_or_frame_cannot_be_read_from_the_view_that_predicts_it(project, arch):
     model, videos = build(arch, {"mlm": 1.0, "mfm": 1.0}).eval(), batch()
     changed = dict(videos)
-    changed["input_ids"] = torch.where(videos["hidden_tokens"], 7, videos["input_ids"])
+    changed["input_ids"] = videos["input_ids"].flatten().index_fill(0, videos["token_places"], 7).view(24, -1)
+    assert not torch.equal(changed["input_ids"], videos["input_ids"])
     changed["frames"] = torch.where(videos["hidden_frames"].unsqueeze(-1), 9.0, videos["frames"])
     assert torch.equal(model.masked_token_logits(videos), model.masked_token_logits(changed))
     states = [model._hidden_view(view)[1] for view in (videos, changed)]
@@ -127,14 +133,13 @@ def test_a_hidden_token_or_frame_cannot_be_read_from_the_view_that_predicts_it(p
 @pytest.mark.parametrize("arch", ARCHS)
 def test_mismatched_pairs_are_the_text_of_one_video_with_the_frames_of_another(project, arch):
     model, videos = build(arch).eval(), batch()
-    rows, partners = torch.tensor([0, 5, 9]), torch.tensor([12, 17, 3])
+    rows, partners = map(torch.from_numpy, mismatched_pairs(load(PretrainParams).mismatched, 24))
     mixed = {name: videos[name][rows] for name in ("input_ids", "text_mask")}
     mixed |= {name: videos[name][partners] for name in ("frames", "frame_mask")}
     backbone, streams = model.backbone, None
     if arch == "dual_stream":
         streams = (*backbone.encode_text(videos), *backbone.encode_frames(videos))
-    found = model._swapped(videos, streams, rows, partners).pooled
-    assert torch.allclose(found, backbone.encode(mixed).pooled, atol=1e-5)
+    assert torch.allclose(model._swapped(videos, streams).pooled, backbone.encode(mixed).pooled, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -142,11 +147,11 @@ def test_videos_without_frames_or_text_give_finite_losses(project, arch):
     model, videos = build(arch), batch()
     bare = dict(videos)
     bare["frames"], bare["frame_mask"] = videos["frames"][:, :0], videos["frame_mask"][:, :0]
-    bare["hidden_frames"] = videos["hidden_frames"][:, :0]
+    bare["pair_frames"], bare["pair_frame_mask"] = videos["pair_frames"][:, :0], videos["pair_frame_mask"][:, :0]
     bare["input_ids"] = torch.tensor([[SPECIAL["cls"], SPECIAL["sep"]]] * 24)
     bare["text_mask"] = torch.ones(24, 2, dtype=torch.bool)
     bare = Masking(load(PretrainParams).masking, TOKENS)(bare, 0, 0)
-    total, parts = model(bare)
+    total, parts = model(bare, ALONE)
     total.backward()
     assert all(torch.isfinite(value) for value in parts.values())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

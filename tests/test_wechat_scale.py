@@ -26,6 +26,7 @@ from framefold.models.bert import BertConfig, BertEncoder
 from framefold.models.heads import MlmHead
 from framefold.models.registry import architecture
 from framefold.models.vision import VisionEncoder, load_vision_encoder
+from framefold.objectives.itm import mismatched_pairs
 from framefold.params.base import load
 from framefold.params.encoders import EncoderParams
 from framefold.params.finetune import FinetuneParams
@@ -37,8 +38,10 @@ from framefold.params.teacher import TeacherParams
 from framefold.params.training import AdversarialParams, OptimizationParams
 from framefold.scratch import Scratch
 from framefold.training.loop import train
-from framefold.training.pretraining import Masking, PretrainingModel
+from framefold.training.pretraining import PretrainingModel
+from framefold.training.sharing import Share
 from framefold.training.tasks import ClassificationTask, PretrainingTask
+from framefold.training.views import Masking
 
 pytestmark = pytest.mark.medium
 
@@ -169,24 +172,27 @@ def classification_cost(model: Model, backward: bool = True) -> Cost:
     with torch.device("meta"), torch.set_grad_enabled(backward):
         module = model.build()
         task, batch = ClassificationTask(module, 0.1), model.batch(model.batch_size)
-        return count(module, lambda: task.loss(batch)[0], model.batch_size, backward)
+        share = Share(model.batch_size, model.batch_size)
+        return count(module, lambda: task.loss(batch, share)[0], model.batch_size, backward)
+
+
+def paired(batch: Batch, share: float) -> Batch:
+    """With mismatched pairs as `MismatchedVideos` adds them."""
+    rows, partners = map(torch.as_tensor, mismatched_pairs(share, len(batch["row"])))
+    masks = {"pair_frame_mask": batch["frame_mask"][partners]}
+    return batch | masks | {"pair_rows": rows, "pair_frames": batch["frames"][partners]}
 
 
 def pretraining_cost(model: Model, params: PretrainParams, monkeypatch: pytest.MonkeyPatch) -> Cost:
-    """Without values every position counts as hidden; the token head's share is then put right."""
-    monkeypatch.setattr(torch.fx.experimental._config, "meta_nonzero_assume_all_nonzero", True)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no meta device
     size = model.batch_size
     with torch.device("meta"):
-        module, batch = pretraining(model, params), model.batch(size)
-        masks = {"hidden_tokens": batch["text_mask"], "hidden_frames": batch["frame_mask"]}
-        batch |= {"masked_ids": batch["input_ids"], **masks}
-        cost = count(module, lambda: PretrainingTask(module).loss(batch)[0], size)
-    tokens, hidden = batch["input_ids"].shape[1], module.backbone.hidden_size
-    head_flops = 3 * 2 * tokens * hidden * (hidden + VOCABULARY)
-    head_bytes = 2 * size * tokens * (2 * VOCABULARY + 4 * hidden)
-    shown = 1 - params.masking.rate
-    return Cost(cost.parameters, cost.flops - shown * head_flops, cost.activations - shown * head_bytes)
+        module, batch = pretraining(model, params), paired(model.batch(size), params.mismatched)
+        tokens, frames = (round(params.masking.rate * batch["text_mask"].numel()), batch["frame_mask"].numel())
+        batch |= {"masked_ids": batch["input_ids"], "hidden_frames": batch["frame_mask"]}
+        batch |= {"token_places": torch.arange(tokens), "token_targets": torch.arange(tokens)}
+        batch |= {"frame_places": torch.arange(round(params.masking.frame_rate * frames))}
+        return count(module, lambda: PretrainingTask(module).loss(batch, Share(size, size))[0], size)
 
 
 @cache
@@ -322,6 +328,9 @@ class TwoVideos:
     def global_size(self, index: int) -> int:
         return 2
 
+    def names(self, index: int) -> list[str]:
+        return ["1", "2"]
+
     def shard(self, rank: int, world: int) -> "TwoVideos":
         return self
 
@@ -357,7 +366,7 @@ def in_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_real_pretraining_step_at_full_width(arch, project, in_scratch):
     params = load(PretrainParams, path=project)
     model = student(arch, project, 2)
-    batch = Masking(params.masking, SPECIAL)(model.batch(2), 0, 0)
+    batch = Masking(params.masking, SPECIAL)(paired(model.batch(2), params.mismatched), 0, 0)
     task = PretrainingTask(pretraining(model, params, layers=1))
     assert any(".text.encoder." in n for n in moved(task, batch, params, params.lr.model_dump(), in_scratch))
 

@@ -1,16 +1,17 @@
 """Knobs of one machine: they change speed and memory, never what is computed, so they stay out of params.yaml.
 
 `runtime.yaml` in the project's root (untracked) sets them; the environment (FRAMEFOLD_THREADS, FRAMEFOLD_WORKERS,
-FRAMEFOLD_DEVICE, FRAMEFOLD_MICRO_BATCH, FRAMEFOLD_CHECKPOINT_SECONDS) goes before it.
+FRAMEFOLD_DEVICE, FRAMEFOLD_MICRO_BATCH, FRAMEFOLD_COMPILE, FRAMEFOLD_CHECKPOINTING, FRAMEFOLD_CHECKPOINT_SECONDS) goes
+before it.
 """
 
 import os
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from framefold.errors import UserError
 
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 RUNTIME_FILE = Path("runtime.yaml")
 PREFIX = "FRAMEFOLD_"
 KEPT_KERNELS = "256"
+FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
+
+def parse_flag(value: object) -> bool:
+    """A boolean of YAML, or one of FLAGS from the environment; ValueError for anything else."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in FLAGS:
+        return FLAGS[value]
+    raise ValueError(f"give one of {', '.join(FLAGS)}")
+
+
+Flag = Annotated[bool, BeforeValidator(parse_flag)]
 
 
 class Runtime(BaseModel):
@@ -31,6 +45,8 @@ class Runtime(BaseModel):
     workers: NonNegativeInt = 0  # processes that prepare batches or decode frames; 0: the main process
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: a GPU if there is one
     micro_batch: NonNegativeInt = 0  # samples per forward pass, gradients are accumulated; 0: the whole batch
+    compile: Flag = False  # torch.compile of a training's passes: a slow start, then faster
+    checkpointing: Flag = False  # in training keep a layer's inputs alone and compute the rest again: less memory
     checkpoint_seconds: float = Field(60.0, ge=0)  # between saves of the training state
 
     def prepare_cpu(self) -> None:

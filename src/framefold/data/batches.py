@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ BUCKET = 50  # batches' worth of samples that are sorted by length together
 TEXT_STEP = 8  # lengths that differ by less count as equal, so that frame counts are sorted too
 NO_LABEL = -1
 ORDER = 0  # the key of the order of samples, in the place of a video's
+ALL = slice(None)
 
 
 class Samples(Protocol):
@@ -37,8 +38,22 @@ class Samples(Protocol):
         """(N,): samples with like keys have like shapes."""
         ...
 
-    def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None) -> Batch:
-        """The samples at `positions`; draw: (seed, epoch) in training, None in evaluation."""
+    def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None, part: slice = ALL) -> Batch:
+        """Of the batch `positions` the samples positions[part], those of one process; draw: (seed, epoch) in training,
+        None in evaluation. The first tensor has one row a sample."""
+        ...
+
+    def names(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """What a person calls the samples at `positions`."""
+        ...
+
+
+@runtime_checkable
+class MeasuredSamples(Samples, Protocol):
+    """Samples whose batches can be bounded by tokens."""
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(N, 2): tokens of text, frames."""
         ...
 
 
@@ -89,8 +104,19 @@ class VideoDataset:
         text, frames = self._text_lengths(), self._frame_counts()
         return (text // TEXT_STEP * (self.inputs.max_frames + 1) + frames) * TEXT_STEP + text % TEXT_STEP
 
-    def batch(self, positions: npt.NDArray[np.integer], draw: tuple[int, int] | None = None) -> Batch:
-        """Samples at `positions` as tensors, padded to the longest of them; draw: (seed, epoch) in training.
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(N, 2): tokens of text, special ones included, and frames, both after the budgets."""
+        return np.stack([self._text_lengths(), self._frame_counts()], axis=1)
+
+    def names(self, positions: npt.NDArray[np.integer]) -> list[str]:
+        """Ids of the videos at `positions`."""
+        return self.tokens.ids.take(self.rows[positions]).to_pylist()
+
+    def batch(
+        self, positions: npt.NDArray[np.integer], draw: tuple[int, int] | None = None, part: slice = ALL
+    ) -> Batch:
+        """Samples at positions[part] as tensors; draw: (seed, epoch) in training. Text is padded to the longest of
+        them, frames to the longest of all `positions`: what processes exchange has one shape.
 
         "index" (B,) int64 position in `rows`; "row" (B,) int64 row of the stores; "key" (B,) int64 per-video hash;
         "input_ids" (B, T) int64, [CLS] title [SEP] asr [SEP] ocr [SEP], an empty segment left out with its [SEP];
@@ -98,16 +124,24 @@ class VideoDataset:
         -1 without labels; "soft" (B, C) float32 if given. A video with more than max_frames frames gives a random
         subset of them in training, uniformly spaced ones in evaluation; in their order.
         """
-        positions = np.asarray(positions, dtype=np.int64)
+        most_frames = int(self._frame_counts()[positions].max(initial=0))
+        positions = np.asarray(positions, dtype=np.int64)[part]
         rows = self.rows[positions]
-        keys = video_keys(self.tokens.ids.take(rows).to_pylist())
+        keys = video_keys(self.names(positions))
         labels = np.full(len(rows), NO_LABEL) if self.labels is None else self.labels[positions]
         arrays = {"index": positions, "row": rows, "key": keys, "label": labels}
         arrays["input_ids"], arrays["text_mask"] = self._text(rows)
-        arrays["frames"], arrays["frame_mask"] = self._frames(rows, keys, draw)
+        arrays["frames"], arrays["frame_mask"] = self._frames(rows, keys, draw, most_frames)
         if self.soft is not None:
             arrays["soft"] = self.soft[rows].astype(np.float32)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def frames(
+        self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Frames (B, F, D) and their mask (B, F) as `batch` gives them, padded to the longest."""
+        most = int(self._frame_counts()[positions].max(initial=0))
+        return self._frames(self.rows[positions], video_keys(self.names(positions)), draw, most)
 
     def _text_lengths(self) -> npt.NDArray[np.int64]:
         """(N,) length of input_ids, special tokens included."""
@@ -140,10 +174,10 @@ class VideoDataset:
         return np.concatenate(parts if len(parts) > 1 else [cls, sep])
 
     def _frames(
-        self, rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], draw: tuple[int, int] | None
+        self, rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], draw: tuple[int, int] | None, most: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         counts = np.minimum(self.features.counts[rows], self.inputs.max_frames)
-        mask = np.arange(counts.max(initial=0)) < counts[:, None]  # (B, F)
+        mask = np.arange(most) < counts[:, None]  # (B, F)
         frames = np.zeros((*mask.shape, self.features.dim), dtype=np.float32)
         for place, (row, key, count) in enumerate(zip(rows.tolist(), keys.tolist(), counts.tolist(), strict=True)):
             if count:
@@ -164,8 +198,9 @@ class EpochBatches(torch.utils.data.Dataset):
     """Batch i of one epoch: shuffled, in buckets of like length (training), or sorted by length (evaluation).
 
     Every sample comes once, "index" says which it is; sizes of batches differ by at most one, so that no small last
-    batch has a louder voice. `transform(batch, seed, epoch)` comes last; what it adds has the batch as its first
-    dimension. UserError: fewer samples than processes in a batch.
+    batch has a louder voice. With `batch_tokens` (MeasuredSamples only) batches are cut by `token_cuts` instead, and
+    epochs may differ in their number of batches. `transform(batch, seed, epoch)` comes last.
+    UserError: fewer samples than processes in a batch.
     """
 
     def __init__(
@@ -175,51 +210,97 @@ class EpochBatches(torch.utils.data.Dataset):
         *,
         seed: int,
         epoch: int,
+        batch_tokens: int | None = None,
         shuffle: bool = True,
         transform: Transform | None = None,
     ):
         self.samples, self.seed, self.epoch, self.shuffle, self.transform = samples, seed, epoch, shuffle, transform
-        self.rank, self.world = 0, 1
-        rng = sample_rng(seed, epoch, ORDER) if shuffle else None
-        order = bucketed_order(samples.order_keys(), batch_size * BUCKET, rng)
-        count = math.ceil(len(samples) / batch_size)
-        self.cuts = np.linspace(0, len(samples), count + 1).round().astype(np.int64)
-        self.turns = rng.permutation(count) if rng else np.arange(count)
-        self.order = order
+        self.batch_size, self.batch_tokens, self.rank, self.world = batch_size, batch_tokens, 0, 1
+        self.rng = sample_rng(seed, epoch, ORDER) if shuffle else None
+        turning = batch_tokens is not None
+        self.order = bucketed_order(samples.order_keys(), batch_size * BUCKET, self.rng, turning)
+        self._cut()
+
+    def _cut(self) -> None:
+        """Where batches begin and end in `order`, and whose turn comes when."""
+        if self.batch_tokens is None:
+            count = math.ceil(len(self.samples) / self.batch_size)
+            self.cuts = np.linspace(0, len(self.samples), count + 1).round().astype(np.int64)
+        else:
+            assert isinstance(self.samples, MeasuredSamples)
+            self.cuts = token_cuts(self.samples.sizes()[self.order], self.batch_size, self.batch_tokens, self.world)
+        count = len(self.cuts) - 1
+        self.turns = copy.deepcopy(self.rng).permutation(count) if self.rng else np.arange(count)
 
     def __len__(self) -> int:
         return len(self.turns)
 
     def __getitem__(self, index: int) -> Batch:
-        turn = self.turns[index]
-        positions = self.order[self.cuts[turn] : self.cuts[turn + 1]][self.rank :: self.world]
-        batch = self.samples.batch(positions, (self.seed, self.epoch) if self.shuffle else None)
+        draw = (self.seed, self.epoch) if self.shuffle else None
+        batch = self.samples.batch(self._positions(index), draw, slice(self.rank, None, self.world))
         return self.transform(batch, self.seed, self.epoch) if self.transform else batch
+
+    def _positions(self, index: int) -> npt.NDArray[np.int64]:
+        """Of all samples of batch `index`, over all processes."""
+        turn = self.turns[index]
+        return self.order[self.cuts[turn] : self.cuts[turn + 1]]
 
     def global_size(self, index: int) -> int:
         """Samples of batch `index` over all processes."""
-        turn = self.turns[index]
-        return int(self.cuts[turn + 1] - self.cuts[turn])
+        return len(self._positions(index))
+
+    def names(self, index: int) -> list[str]:
+        """Of this process's samples of batch `index`."""
+        return self.samples.names(self._positions(index)[self.rank :: self.world])
 
     def shard(self, rank: int, world: int) -> Self:
         """The part of every batch that belongs to process `rank` of `world`."""
-        smallest = int(np.diff(self.cuts).min(initial=world))
-        if smallest < world:
-            raise UserError(f"a batch of {smallest} samples for {world} processes; raise batch_size or use fewer")
         part = copy.copy(self)
         part.rank, part.world = rank, world
+        part._cut()
+        smallest = int(np.diff(part.cuts).min(initial=world))
+        if smallest < world:
+            raise UserError(f"a batch of {smallest} samples for {world} processes; raise batch_size or use fewer")
         return part
 
 
-def bucketed_order(keys: npt.NDArray[np.int64], bucket: int, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
-    """(N,) positions: shuffled, then sorted by key within each run of `bucket`; without rng all sorted by key."""
+def bucketed_order(
+    keys: npt.NDArray[np.int64], bucket: int, rng: np.random.Generator | None, turning: bool = False
+) -> npt.NDArray[np.int64]:
+    """(N,) positions: shuffled, then sorted by key within each run of `bucket`; without rng all sorted by key.
+
+    `turning`: every second run descends, so that like keys stand on both sides of a boundary.
+    """
     if rng is None:
         return np.argsort(keys, kind="stable")
     order = rng.permutation(len(keys))
-    for start in range(0, len(order), bucket):
+    for number, start in enumerate(range(0, len(order), bucket)):
         part = order[start : start + bucket]
-        order[start : start + bucket] = part[np.argsort(keys[part], kind="stable")]
+        ordered = part[np.argsort(keys[part], kind="stable")]
+        order[start : start + bucket] = ordered[::-1] if turning and number % 2 else ordered
     return order
+
+
+def token_cuts(sizes: npt.NDArray[np.int64], most: int, tokens: int, least: int) -> npt.NDArray[np.int64]:
+    """(batches + 1,) cuts of samples of `sizes` (N, 2) into runs that keep to a budget, padding included.
+
+    A run takes samples while it has at most `most` and samples x (longest text + most frames) is at most `tokens`. It
+    has `least` whatever they cost, so a sample above the budget stands alone. The last two share their samples evenly
+    where the budget allows it.
+    """
+    cuts = [0]
+    while cuts[-1] < len(sizes):
+        longest = np.maximum.accumulate(sizes[cuts[-1] : cuts[-1] + most]).sum(axis=1)  # grows with the run
+        fitting = int(np.count_nonzero(np.arange(1, len(longest) + 1) * longest <= tokens))
+        cuts.append(min(cuts[-1] + max(fitting, least, 1), len(sizes)))
+    if len(cuts) > 2:
+        middle = (cuts[-3] + cuts[-1]) // 2
+        halves = sizes[cuts[-3] : middle], sizes[middle : cuts[-1]]
+        if all(len(half) * half.max(axis=0).sum() <= tokens for half in halves if len(half)):
+            cuts[-2] = middle
+        if cuts[-1] - cuts[-2] < least:  # too few for the processes: one run
+            del cuts[-2]
+    return np.array(cuts, dtype=np.int64)
 
 
 def video_keys(ids: Sequence[str]) -> npt.NDArray[np.int64]:

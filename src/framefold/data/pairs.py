@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from framefold.data.batches import Batch, sample_rng, video_keys
+from framefold.data.batches import ALL, Batch, sample_rng, video_keys
 from framefold.data.folds import Folds, excluded_groups, read_test_groups
 from framefold.data.frames import FrameError, current_members, decode_jpeg, unpack_frames
 from framefold.data.images import Preprocess
@@ -55,9 +55,11 @@ class PairSamples:
     def order_keys(self) -> npt.NDArray[np.int64]:
         return np.zeros(len(self.rows), np.int64)  # all alike: negatives are drawn from all lengths
 
-    def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None) -> Batch:
-        rows = self.rows[positions]
-        ids = self.tokens.ids.take(rows).to_pylist()
+    def names(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        return self.tokens.ids.take(self.rows[positions]).to_pylist()
+
+    def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None, part: slice = ALL) -> Batch:
+        rows, ids = self.rows[positions[part]], self.names(positions[part])
         keys = video_keys(ids).tolist()
         images = [
             self._image(video_id, sample_rng(*draw, key) if draw else None)

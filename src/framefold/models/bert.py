@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from framefold.errors import UserError
 from framefold.models.attention import attend
+from framefold.models.recomputation import Layers
 
 INITIALIZER_STD = 0.02  # of every published BERT, whose width was first 768
 INITIALIZER_WIDTH = 768
@@ -152,11 +153,11 @@ class BertLayer(nn.Module):
 class BertLayers(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.layer = Layers(BertLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         for layer in self.layer:
-            hidden = layer(hidden, mask)
+            hidden = self.layer.run(layer, hidden, mask)
         return hidden
 
 

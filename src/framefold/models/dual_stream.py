@@ -18,6 +18,7 @@ from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjectio
 from framefold.models.bert import BertEncoder, initializer_std
 from framefold.models.heads import ClassificationHead, masked_mean
 from framefold.models.initialization import from_fan_in
+from framefold.models.recomputation import Layers
 from framefold.params.models import DualStreamParams
 
 
@@ -72,7 +73,7 @@ class DualStream(nn.Module):
         self.pooled_size = 3 * hidden
         self.frame_projection = FrameProjection(feature_dim, hidden)
         self.query = nn.Parameter(torch.empty(hidden))
-        self.fusion = nn.ModuleList(FusionLayer(hidden, params.heads, params.dropout) for _ in range(params.layers))
+        self.fusion = Layers(FusionLayer(hidden, params.heads, params.dropout) for _ in range(params.layers))
         self.fused_norm = nn.LayerNorm(hidden)
         self.apply(from_fan_in)
         nn.init.normal_(self.query, std=initializer_std(hidden))
@@ -106,7 +107,7 @@ class DualStream(nn.Module):
     def fuse(self, text: Tensor, text_mask: Tensor, frames: Tensor, frame_mask: Tensor) -> Encoded:
         """Fuse states of `encode_text` with those of `encode_frames`, of the same videos or of mismatched ones."""
         for layer in self.fusion:
-            frames = layer(frames, frame_mask, text, text_mask)
+            frames = self.fusion.run(layer, frames, frame_mask, text, text_mask)
         frames = self.fused_norm(frames)
         query, frames, frame_mask = frames[:, 0], frames[:, 1:], frame_mask[:, 1:]
         # the query apart: in the frames' mean it would weigh as much as the only frame of a video

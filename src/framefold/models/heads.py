@@ -17,11 +17,11 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def at_positions(states: Tensor, positions: Tensor) -> Tensor:
-    """States (B, T, H) at positions, (M, H): a bool mask (B, T), or flat indices int64 (M,) into B * T.
+    """States (B, T, H) at positions (M,), flat int64 indices into B * T, as (M, H).
 
-    Indices made where the batch is made spare the device a synchronisation.
+    They are made where the batch is made: to find them in a mask, the host would wait for the device.
     """
-    return states[positions] if positions.dtype == torch.bool else states.flatten(0, 1).index_select(0, positions)
+    return states.flatten(0, 1).index_select(0, positions)
 
 
 class ClassificationHead(nn.Module):

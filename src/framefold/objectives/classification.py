@@ -1,5 +1,6 @@
 """Cross-entropy with the true labels."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +14,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Ten
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of the rows (B, C) whose label has the highest logit, a scalar; zero for no rows."""
-    logits = logits.detach()
+    """Share of the rows (B, C) whose label has the highest logit, a scalar."""
+    return hits(logits, labels).float().mean()
+
+
+@torch.no_grad()
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label (N,) has the highest logit (N, C), (N,) bool."""
     own = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # `argmax` over a vocabulary takes ten times as long
-    return (own >= logits.amax(dim=-1)).sum() / max(len(labels), 1)
+    return own >= logits.amax(dim=-1)

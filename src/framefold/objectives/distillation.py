@@ -5,21 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
+def soft_cross_entropy(logits: Tensor, soft: Tensor, total: Tensor) -> Tensor:
     """Mean cross-entropy with soft labels over the rows that have one, a scalar; zero if no row has.
 
-    logits (B, C). soft (B, C): probabilities; a row of zeros is a video that no teacher may label.
+    logits (B, C). soft (B, C): probabilities; a row of zeros is a video that no teacher may label. total (): how many
+    rows the mean is over, those of other processes included.
     """
-    labelled = has_soft_label(soft)  # (B,)
     per_row = -(soft.float() * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)  # (B,), 0 where soft is 0
-    return per_row.sum() / labelled.sum().clamp(min=1)
+    return per_row.sum() / total
 
 
-def agreement(logits: Tensor, soft: Tensor) -> Tensor:
-    """Share of the rows with a soft label on whose best class student and teacher agree, a scalar."""
-    labelled = has_soft_label(soft)
-    same = (logits.detach().argmax(dim=-1) == soft.argmax(dim=-1)) & labelled
-    return same.sum() / labelled.sum().clamp(min=1)
+def agreement(logits: Tensor, soft: Tensor, total: Tensor) -> Tensor:
+    """Share of the rows with a soft label on whose best class student and teacher agree, a scalar; total as above."""
+    same = (logits.detach().argmax(dim=-1) == soft.argmax(dim=-1)) & has_soft_label(soft)
+    return same.sum() / total
 
 
 def has_soft_label(soft: Tensor) -> Tensor:

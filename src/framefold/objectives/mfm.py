@@ -19,14 +19,17 @@ def mask_frames(
     return frame_mask & (uniforms(Stream.FRAMES, seed, epoch, keys, frame_mask.shape[1]) < rate)
 
 
-def frame_nce(predicted: Tensor, frames: Tensor, frame_mask: Tensor, hidden: Tensor, temperature: float) -> Tensor:
+def frame_nce(
+    predicted: Tensor, places: Tensor, frames: Tensor, frame_mask: Tensor, temperature: float, total: Tensor
+) -> Tensor:
     """Mean InfoNCE over the hidden frames, a scalar; zero if there are none.
 
-    predicted (M, D): guesses of the hidden frames in their order. frames (B, F, D): the true features; all real frames
-    of the batch, the hidden one included, are the candidates. frame_mask, hidden (B, F) bool, hidden within frame_mask.
+    predicted (M, D): guesses of the hidden frames, which stand at `places` (M,) int64 of frames.flatten(0, 1).
+    frames (B, F, D): the true features; all real frames, those where frame_mask (B, F) is true, are the candidates, the
+    hidden one included. total (): how many the mean is over, those of other processes included.
     """
-    candidates = F.normalize(frames[frame_mask].float(), dim=-1)  # (N, D)
-    place = frame_mask.flatten().cumsum(0).view_as(frame_mask) - 1  # (B, F): position among the candidates
+    candidates = F.normalize(frames.flatten(0, 1).float(), dim=-1)  # (B * F, D)
     with torch.autocast(frames.device.type, enabled=False):  # frames of one video differ by less than bf16 resolves
-        similarity = F.normalize(predicted.float(), dim=-1) @ candidates.T  # (M, N)
-    return F.cross_entropy(similarity / temperature, place[hidden], reduction="sum") / max(len(predicted), 1)
+        similarity = F.normalize(predicted.float(), dim=-1) @ candidates.T  # (M, B * F)
+    logits = (similarity / temperature).masked_fill(~frame_mask.flatten(), -torch.inf)
+    return F.cross_entropy(logits, places, reduction="sum") / total

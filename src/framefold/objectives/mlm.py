@@ -37,9 +37,12 @@ def mask_tokens(
     return _replace(input_ids, chosen, special, mask_id, vocab_size, seed, epoch, keys), chosen
 
 
-def masked_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy at the chosen positions, a scalar; zero if there are none. logits (M, V), targets (M,)."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
+def masked_token_loss(logits: Tensor, targets: Tensor, total: Tensor) -> Tensor:
+    """Mean cross-entropy at the chosen positions, a scalar; zero if there are none.
+
+    logits (M, V), targets (M,). total (): how many the mean is over, those of other processes included.
+    """
+    return F.cross_entropy(logits.float(), targets, reduction="sum") / total
 
 
 def _span_order(

@@ -20,12 +20,16 @@ class OptimizationParams(Group):
     epochs: PositiveInt
     batch_size: PositiveInt  # global: over all processes and accumulation steps
     weight_decay: float = Field(ge=0)
-    warmup: float = Field(ge=0, lt=1)  # share of all steps; then cosine to zero
+    warmup: float = Field(ge=0, lt=1)  # share of the training's samples; then cosine to zero
     max_grad_norm: float = Field(gt=0)
     ema_decay: float = Field(ge=0, lt=1)  # 0: no EMA
 
 
 class TrainingParams(OptimizationParams):
+    # null: batches of batch_size samples. A number: batches of like cost, as many samples as keep samples x (longest
+    # text + most frames), padding included, within it, and at most batch_size; a sample above it stands alone. The
+    # learning rate follows the samples done, but in-batch negatives vary in number with the batch
+    batch_tokens: PositiveInt | None
     lr: LearningRates
 
 

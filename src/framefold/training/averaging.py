@@ -1,5 +1,7 @@
 """EMA of the weights during training, and the mean of finished checkpoints (SWA)."""
 
+import copy
+import itertools
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -18,32 +20,40 @@ class ExponentialAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.updates, self.source = decay, 0, model
-        self.averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True) if decay else None
-        if self.averaged is not None:
-            self.averaged.requires_grad_(False)
-            self.averaged.n_averaged += 1  # start from the initial weights: update 1 already averages
+        self.averaged = copy.deepcopy(model).requires_grad_(False) if decay else None
 
     @property
     def model(self) -> nn.Module:
-        return self.source if self.averaged is None else self.averaged.module
+        return self.source if self.averaged is None else self.averaged
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the trained model's present weights; call once after each optimizer step."""
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.source)
-            self.updates += 1
+        """Take in the trained model's present weights; call once after each optimizer step.
 
-    def _average(self, averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
-        blend(averaged, current, 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
+        Not by AveragedModel: its counter is a tensor, and the host waits for the device to hand it over.
+        """
+        if self.averaged is None:
+            return
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for averaged, current in zip(_tensors(self.averaged), _tensors(self.source), strict=True):
+            for tensors, tensor in zip(pairs.setdefault(averaged.dtype, ([], [])), (averaged, current), strict=True):
+                tensors.append(tensor)
+        for both in pairs.values():
+            blend(*both, weight)
+        self.updates += 1
 
     def state_dict(self) -> dict:
-        return {"updates": self.updates, "model": self.averaged.module.state_dict() if self.averaged else None}
+        return {"updates": self.updates, "model": self.averaged.state_dict() if self.averaged else None}
 
     def load_state_dict(self, state: Mapping) -> None:
         self.updates = state["updates"]
         if self.averaged is not None:
-            self.averaged.module.load_state_dict(state["model"])
+            self.averaged.load_state_dict(state["model"])
+
+
+def _tensors(model: nn.Module) -> Iterable[Tensor]:
+    return itertools.chain(model.parameters(), model.buffers())
 
 
 def average_checkpoints(model: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> nn.Module:

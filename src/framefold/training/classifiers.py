@@ -71,7 +71,9 @@ def train_classifier(
     """Train `model`, whose weights are initialised or warm, on `data.training`."""
     return train(
         ClassificationTask(model, label_smoothing),
-        lambda epoch: EpochBatches(data.training, params.batch_size, seed=seed, epoch=epoch),
+        lambda epoch: EpochBatches(
+            data.training, params.batch_size, seed=seed, epoch=epoch, batch_tokens=params.batch_tokens
+        ),
         params,
         learning_rates=params.lr.model_dump(),
         seed=seed,

@@ -10,14 +10,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from framefold.data.batches import Batch
 from framefold.models.vision import VisionEncoder
 from framefold.objectives.itc import info_nce, retrieval_accuracy
+from framefold.training.sharing import Share
 
 
 class TitleEncoder(nn.Module):
@@ -61,25 +60,14 @@ class ContrastiveTask:
         self.model: nn.Module = model
         self.log_scale = model.log_scale
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        images, titles = (gather(rows, batch["has_frame"]) for rows in self.model(batch))
-        loss = info_nce(images, titles, self.log_scale.exp())
+    def loss(self, batch: Batch, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        images, titles = (share.gather(rows) for rows in self.model(batch))
+        valid = share.gather_mask(batch["has_frame"])
+        loss = info_nce(images, titles, valid, self.log_scale.exp())
         return loss, {
-            "retrieval_accuracy": retrieval_accuracy(images, titles),
+            "retrieval_accuracy": retrieval_accuracy(images, titles, valid),
             "scale": self.log_scale.detach().exp(),
         }
 
     def role_of(self, name: str) -> str:
         return "vision" if name.startswith("encoder.") else "text"
-
-
-def gather(rows: Tensor, valid: Tensor) -> Tensor:
-    """The valid rows (B, D) of all processes, in order of rank, with gradients to each; parts may differ in size."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return rows[valid]
-    longest = torch.tensor(len(rows), device=rows.device)
-    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
-    missing = int(longest) - len(rows)
-    all_rows = torch.cat(all_gather(F.pad(rows, (0, 0, 0, missing))))
-    all_valid = torch.cat(all_gather(F.pad(valid, (0, missing)).to(rows.dtype)))
-    return all_rows[all_valid.bool()]

@@ -30,17 +30,18 @@ class Curve:
         self.names = list(losses)
         self.pending.append(torch.stack(list(losses.values())))
 
-    def first_bad(self) -> tuple[int, dict[str, float]] | None:
-        """The first step since the last row whose loss or gradient is not finite: how many steps ago (1: the last one)
-        it was, and its values. None: all is well."""
+    def first_bad(self) -> int:
+        """The first step since the last row whose loss or gradient is not finite: how many steps ago it was, 1 for the
+        last one. 0: all is well."""
         if not self.pending:
-            return None
-        values = torch.stack(self.pending)
+            return 0
         decisive = [index for index, name in enumerate(self.names) if name in DECISIVE]
-        bad = (~values[:, decisive].isfinite().all(1)).nonzero().flatten().tolist()
-        if not bad:
-            return None
-        return len(self.pending) - bad[0], dict(zip(self.names, values[bad[0]].tolist(), strict=True))
+        bad = ~torch.stack(self.pending)[:, decisive].cpu().isfinite().all(1)
+        return len(bad) - int(bad.nonzero()[0]) if bad.any() else 0
+
+    def values(self, ago: int) -> dict[str, float]:
+        """The losses of the step `ago` steps back, 1 for the last one."""
+        return dict(zip(self.names, self.pending[-ago].tolist(), strict=True))
 
     def means(self) -> Tensor:
         """(losses,) float64 over the steps since the last row."""

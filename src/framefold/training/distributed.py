@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, reduce
@@ -28,6 +29,15 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum").item() > 0)
+
+
+def max_over_processes(accelerator: Accelerator, value: int) -> int:
+    """The largest `value` of all processes; all must ask."""
+    if accelerator.num_processes == 1:
+        return value
+    largest = torch.tensor(value, device=accelerator.device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
 
 
 def mean_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ uninterrupted run (on one type of CPU, with one thread count).
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from framefold.errors import UserError
+from framefold.models.recomputation import recompute_layers
 from framefold.params.training import AdversarialParams, OptimizationParams
 from framefold.progress import Progress
 from framefold.runtime import load_runtime, seed_everything
@@ -24,13 +26,21 @@ from framefold.training.adversarial import build_adversary
 from framefold.training.averaging import ExponentialAverage
 from framefold.training.checkpoints import restore_rng, rng_state
 from framefold.training.curves import Curve, is_time_for_row
-from framefold.training.distributed import any_process, from_all_processes, mean_over_processes, start_accelerator
-from framefold.training.optimization import build_optimizer, build_schedule, parameter_groups
+from framefold.training.distributed import (
+    any_process,
+    from_all_processes,
+    max_over_processes,
+    mean_over_processes,
+    start_accelerator,
+)
+from framefold.training.optimization import Schedule, build_optimizer, parameter_groups
+from framefold.training.sharing import Share
 
 log = logging.getLogger(__name__)
 
 AGREE_STEPS = 20  # several processes settle every so many steps whether to save
 MAX_SAVING = 0.05  # share of the time that goes into checkpoints of large models
+NAMED = 64  # samples in the message about a loss that is not finite
 
 Batch = dict[str, Tensor]
 AfterEpoch = Callable[[int, nn.Module, nn.Module], Mapping[str, Any]]
@@ -41,11 +51,12 @@ class Task(Protocol):
 
     model: nn.Module
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """(total, parts): scalars, means over the batch's samples; parts with the same names at every step.
+    def loss(self, batch: Batch, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        """(total, parts): scalars whose mean over the processes, weighted by samples, is that of the global batch, of
+        which `batch` is a `share`; parts with the same names at every step.
 
         Called under autocast. A task that compares the samples of a batch with each other (in-batch negatives) sets
-        `whole_batch = True`, and is then never given a part of one.
+        `whole_batch = True`: its batches are never split into micro-batches.
         """
         ...
 
@@ -55,7 +66,7 @@ class Task(Protocol):
 
 
 class Batches(Protocol):
-    """One epoch: batch i is the same whenever and wherever it is asked for. Every epoch has equally many."""
+    """One epoch: batch i is the same whenever and wherever it is asked for. Every epoch has the same samples."""
 
     def __len__(self) -> int: ...
 
@@ -63,6 +74,10 @@ class Batches(Protocol):
 
     def global_size(self, index: int) -> int:
         """Samples of batch `index` over all processes."""
+        ...
+
+    def names(self, index: int) -> list[str]:
+        """What a person calls the samples of this process's part of batch `index`."""
         ...
 
     def shard(self, rank: int, world: int) -> Self:
@@ -132,12 +147,14 @@ class Position:
 class _LossModule(nn.Module):
     """The task as a module, so that autocast and gradient synchronisation wrap the whole of its forward pass."""
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, compiled: bool):
         super().__init__()
-        self.model, self.task = task.model, task
+        self.model, self.loss = task.model, task.loss
+        if compiled:  # the model itself is not wrapped: its weights keep their names; dropout keeps torch's own draws
+            self.loss = torch.compile(task.loss, dynamic=True, options={"fallback_random": True})
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.task.loss(batch)
+    def forward(self, batch: Batch, share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(batch, share)
 
 
 class _Run:
@@ -159,16 +176,17 @@ class _Run:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         seed_everything(seed + self.rank)
         self.model = task.model.to(self.accelerator.device).train()
-        self.loss: nn.Module = self.accelerator.prepare(_LossModule(task))
+        recompute_layers(self.model, self.runtime.checkpointing)
+        self.loss: nn.Module = self.accelerator.prepare(_LossModule(task, self.runtime.compile))
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = parameter_groups(self.model, task.role_of, learning_rates, params.weight_decay)
         self.optimizer = build_optimizer(groups, self.accelerator.device)
-        self.schedule = build_schedule(self.optimizer, len(first_epoch) * params.epochs, params.warmup)
+        self.samples = params.epochs * sum(first_epoch.global_size(i) for i in range(len(first_epoch)))
+        self.schedule = Schedule(self.optimizer, self.samples, params.warmup)
         self.ema = ExponentialAverage(self.model, params.ema_decay)
         self.adversary = build_adversary(self.model, adversarial)
         self.micro_batch = self._micro_batch(task)
         self.position, self.curve, self.after_epochs = Position(), Curve(), list[dict[str, Any]]()
-        self.samples = params.epochs * sum(first_epoch.global_size(i) for i in range(len(first_epoch)))
 
     def _micro_batch(self, task: Task) -> int:
         if self.runtime.micro_batch and getattr(task, "whole_batch", False):
@@ -184,7 +202,7 @@ class _Run:
         loader: DataLoader = DataLoader(
             self.batches,  # type: ignore[arg-type]
             batch_size=None,
-            sampler=range(self.position.batch, len(batches)),
+            sampler=range(self.position.batch, len(self.batches)),
             num_workers=self.runtime.workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own: the global one belongs to dropout
@@ -193,7 +211,7 @@ class _Run:
             yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
     def step(self, batch: Batch) -> None:
-        """Gradients over the whole global batch, clipped; one step of optimizer, schedule and EMA."""
+        """Gradients over the whole global batch, clipped; one step of optimizer and EMA."""
         size = self.batches.global_size(self.position.batch)
         parts = split(batch, self.micro_batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -201,9 +219,8 @@ class _Run:
         if self.adversary:
             self.adversary(lambda: self._backward(parts, size))
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.params.max_grad_norm, foreach=True)
+        self.rate = self.schedule.set_rates(self.position.samples, size)
         self.optimizer.step()
-        self.rate = float(self.schedule.get_last_lr()[0])
-        self.schedule.step()
         self.ema.update()
         self.curve.keep({**losses, "grad_norm": norm})
         self.position.batch += 1
@@ -212,17 +229,17 @@ class _Run:
         self.progress.add(size, **self.curve.shown())
 
     def _backward(self, parts: list[Batch], size: int) -> dict[str, Tensor]:
-        """Add the gradient of the mean loss over the global batch of `size` samples; returns this process's losses."""
+        """Add the gradient of the mean loss over the global batch of `size` samples; returns losses whose mean over the
+        processes is that of the global batch."""
         totals: dict[str, Tensor] = {}
-        own = sum(map(samples_of, parts))
         for number, part in enumerate(parts, start=1):
+            own = samples_of(part)
+            weight = own * self.world / size  # gradients are averaged over the processes, hence their number
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.loss):
-                loss, details = self.loss(part)
-                # gradients are averaged over the processes, hence their number
-                share = samples_of(part) * self.world / size
-                self.accelerator.backward(loss if share == 1 else loss * share)
+                loss, details = self.loss(part, Share(own, size, self.rank, self.world))
+                self.accelerator.backward(loss if weight == 1 else loss * weight)
             for name, value in {"loss": loss, **details}.items():
-                mean = value.detach().float() * (samples_of(part) / own)
+                mean = value.detach().float() * weight
                 totals[name] = totals[name] + mean if name in totals else mean
         return totals
 
@@ -244,17 +261,20 @@ class _Run:
         self.curve.add_row(self.position.epoch, self.position.step, self.rate, means)
 
     def _check_finite(self) -> None:
-        """UserError names the first step since the last row whose losses or gradient are not finite."""
-        bad = self.curve.first_bad()
-        if bad is None:
+        """UserError, in all processes: names the first step since the last row that was not finite in any of them, and
+        its samples; those of one process if the loss of no other was bad."""
+        ago = max_over_processes(self.accelerator, self.curve.first_bad())
+        if ago == 0:
             return
-        ago, values = bad
-        batch = self.position.batch - ago
-        rows = self.batches[batch].get("row", torch.tensor([])).tolist()
+        batch, values = self.position.batch - ago, self.curve.values(ago)
+        everyone = from_all_processes(self.accelerator, (values, self.batches.names(batch)))
+        culprits = [one for one in everyone if not math.isfinite(one[0]["loss"])] or everyone
+        names = [name for _, part in culprits for name in part]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         raise UserError(
             f"{self.scratch.item}: not finite at step {self.position.step - ago + 1} (epoch {self.position.epoch}, "
-            f"batch {batch}, rows {rows}): {values}; try a lower learning rate, a longer warm-up or precision fp32; "
-            "the last good checkpoint is kept"
+            f"batch {batch}): {culprits[0][0]}; try a lower learning rate, a longer warm-up or precision fp32; "
+            f"the last good checkpoint is kept; samples {', '.join(names[:NAMED])}{more}"
         )
 
     # ---- interruptions
@@ -286,7 +306,6 @@ class _Run:
             "after_epochs": self.after_epochs,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "ema": self.ema.state_dict(),
         }
 
@@ -302,7 +321,7 @@ class _Run:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.position = Position(**state["position"])
         self.after_epochs = list(state["after_epochs"])
-        for name in ("model", "optimizer", "schedule", "ema"):
+        for name in ("model", "optimizer", "ema"):
             getattr(self, name).load_state_dict(state[name])
         if len(state["rngs"]) == self.world:  # else: another number of processes, whose dropout is another one anyway
             restore_rng(state["rngs"][self.rank])
@@ -319,8 +338,14 @@ def samples_of(batch: Batch) -> int:
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    """Parts of at most `size` samples along the first dimension of every tensor; 0: the batch as it is."""
+    """Parts of at most `size` samples along the first dimension of every tensor; 0: the batch as it is.
+
+    ValueError: a tensor has not one row a sample.
+    """
     samples = samples_of(batch)
     if not 0 < size < samples:
         return [batch]
+    for name, tensor in batch.items():
+        if len(tensor) != samples:
+            raise ValueError(f"{name}: {len(tensor)} rows for {samples} samples; its task must set whole_batch")
     return [{name: tensor[start : start + size] for name, tensor in batch.items()} for start in range(0, samples, size)]

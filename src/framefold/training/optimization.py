@@ -1,11 +1,13 @@
-"""AdamW over parameter groups by role, and the learning-rate schedule: linear warm-up, then cosine to zero."""
+"""AdamW over parameter groups by role, and the learning-rate schedule: linear warm-up, then cosine to zero.
+
+The schedule follows the share of the training's samples that is done, not steps: batches may differ in size.
+"""
 
 import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 FUSED = ("cpu", "cuda")  # device types with a fused AdamW kernel
 
@@ -39,15 +41,27 @@ def build_optimizer(groups: list[dict], device: torch.device) -> torch.optim.Ada
     return torch.optim.AdamW(groups, fused=fused or None, foreach=None if fused else True)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, total_steps: int, warmup: float) -> LambdaLR:
-    """Multiplies every group's rate by `lr_factor`; call `.step()` after each optimizer step, in every process."""
-    warmup_steps = round(warmup * total_steps)
-    return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, warmup_steps))
+class Schedule:
+    """Multiplies every group's peak rate by `lr_factor`. It has no state: the rates follow from the samples done."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, samples: int, warmup: float):
+        """samples: of the whole training; warmup: their share in which rates rise."""
+        self.optimizer, self.samples, self.warmup = optimizer, samples, warmup
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+
+    def set_rates(self, done: int, size: int) -> float:
+        """Set the rates of the step that takes `size` samples after `done`; returns that of the first group."""
+        factor = lr_factor(done / self.samples, (done + size) / self.samples, self.warmup)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        return float(self.optimizer.param_groups[0]["lr"])
 
 
-def lr_factor(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Share of the peak rate at `step` (from 0): rises to 1 in `warmup_steps`, then falls to 0 at `total_steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def lr_factor(before: float, after: float, warmup: float) -> float:
+    """Share of the peak rate for a step: rises to 1 within the share `warmup` of all samples, then falls to 0.
+
+    before, after: the share of all samples that is done before and after the step.
+    """
+    if before < warmup:
+        return min(1.0, after / warmup)
+    return 0.5 * (1 + math.cos(math.pi * (before - warmup) / (1 - warmup)))

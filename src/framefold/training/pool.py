@@ -15,7 +15,8 @@ from framefold.data.videos import open_videos
 from framefold.errors import UserError
 from framefold.objectives.distillation import has_soft_label
 from framefold.params.models import StudentParams
-from framefold.training.pretraining import Masking, PretrainingModel
+from framefold.training.pretraining import PretrainingModel
+from framefold.training.views import Masking
 
 MAX_HELD_OUT = 0.2  # share of a small pool
 
@@ -62,7 +63,7 @@ def measure(
     for batch in (batches[i] for i in range(len(batches))):
         on_device = {name: tensor.to(device) for name, tensor in batch.items()}
         if model.mlm_head is not None:
-            targets = batch["input_ids"][batch["hidden_tokens"]]
+            targets = batch["token_targets"]
             hits += int((model.masked_token_logits(on_device).argmax(-1).cpu() == targets).sum())
             hidden.append(targets)
         has_label = has_soft_label(batch["soft"])

@@ -6,18 +6,17 @@ nothing.
 The recipe is that of the winning solutions of the WeChat Big Data Challenge 2022, built on UNITER and ALBEF.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from framefold.data.tokens import SpecialTokens
 from framefold.models.backbone import Batch, Encoded
 from framefold.models.heads import ContrastHead, ItmHead, MfmHead, MlmHead
-from framefold.objectives import classification, distillation, itc, itm, mfm, mlm
-from framefold.params.pretrain import MaskingParams, ObjectiveWeights, PretrainParams
+from framefold.objectives import distillation, itc, itm, mfm, mlm
+from framefold.objectives.classification import hits
+from framefold.params.pretrain import ObjectiveWeights, PretrainParams
+from framefold.training.sharing import Share
 
 Losses = dict[str, tuple[float, Tensor]]  # name -> weight, loss
 Parts = dict[str, Tensor]
@@ -35,39 +34,27 @@ class TwoStreams(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-@dataclass(frozen=True)
-class Masking:
-    """Adds to a batch what is hidden of it: masked_ids (B, T), hidden_tokens (B, T) bool, hidden_frames (B, F) bool."""
+class Totals(NamedTuple):
+    """What sums are divided by for means over the global batch, (): see `Share.totals`."""
 
-    params: MaskingParams
-    special: SpecialTokens
-
-    def __call__(self, batch: dict[str, Tensor], seed: int, epoch: int) -> dict[str, Tensor]:
-        keys = batch["key"].numpy()
-        ids, hidden = mlm.mask_tokens(
-            batch["input_ids"].numpy(),
-            batch["text_mask"].numpy(),
-            special=np.array(self.special.ids),
-            mask_id=self.special.mask,
-            vocab_size=self.special.size,
-            rate=self.params.rate,
-            max_ngram=self.params.max_ngram,
-            seed=seed,
-            epoch=epoch,
-            keys=keys,
-        )
-        frames = mfm.mask_frames(batch["frame_mask"].numpy(), self.params.frame_rate, seed, epoch, keys)
-        added = {"masked_ids": ids, "hidden_tokens": hidden, "hidden_frames": frames}
-        return batch | {name: torch.from_numpy(array) for name, array in added.items()}
+    tokens: Tensor
+    frames: Tensor
+    matched: Tensor
+    mismatched: Tensor
+    labelled: Tensor
 
 
 class PretrainingModel(nn.Module):
-    """A backbone with the heads of its objectives. forward: batch of `Masking` -> (total loss, its detached parts)."""
+    """A backbone with the heads of its objectives.
+
+    forward: (batch of `views.Masking` and `views.MismatchedVideos`, this process's share of the global batch) -> (total
+    loss, its detached parts). The processes' videos are each other's negatives.
+    """
 
     def __init__(self, backbone: Any, mlm_head: MlmHead, weights: ObjectiveWeights, params: PretrainParams):
         super().__init__()
         self.backbone = backbone
-        self.weights, self.mismatched, self.temperature = weights, params.mismatched, params.contrast.temperature
+        self.weights, self.temperature = weights, params.contrast.temperature
         hidden, contrast = backbone.hidden_size, params.contrast
         self.mlm_head = mlm_head if weights.mlm else None
         self.mfm_head = MfmHead(hidden, backbone.feature_dim) if weights.mfm else None
@@ -82,42 +69,56 @@ class PretrainingModel(nn.Module):
         prefix, _, rest = name.partition(".")
         return self.backbone.role_of(rest) if prefix == "backbone" else "head"
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Parts]:
+    def forward(self, batch: Batch, share: Share) -> tuple[Tensor, Parts]:
         losses: Losses = {}
         parts: Parts = {}
+        totals = self._totals(batch, share)
         if self.mlm_head is not None or self.mfm_head is not None:
-            self._masked(batch, losses, parts)
+            self._masked(batch, share, totals, losses, parts)
         if self.weights.distillation or self.weights.itm or self.weights.itc:
-            self._whole(batch, losses, parts)
+            self._whole(batch, share, totals, losses, parts)
         parts |= {f"loss_{name}": loss.detach() for name, (_, loss) in losses.items()}
         return torch.stack([weight * loss for weight, loss in losses.values()]).sum(), parts
 
-    def _whole(self, batch: Batch, losses: Losses, parts: Parts) -> None:
+    def _totals(self, batch: Batch, share: Share) -> Totals:
+        """In one exchange; an objective that is off counts nothing."""
+        none = batch["frame_mask"].new_zeros((), dtype=torch.float32)
+        mlm_head, mfm_head, itm_head = (head is not None for head in (self.mlm_head, self.mfm_head, self.itm_head))
+        counts = [
+            none + len(batch["token_places"]) if mlm_head else none,
+            none + len(batch["frame_places"]) if mfm_head else none,
+            batch["frame_mask"].any(dim=1).sum() if itm_head else none,
+            _valid_pairs(batch).sum() if itm_head else none,
+            distillation.has_soft_label(batch["soft"]).sum() if self.weights.distillation else none,
+        ]
+        return Totals(*share.totals(counts))
+
+    def _whole(self, batch: Batch, share: Share, totals: Totals, losses: Losses, parts: Parts) -> None:
         """The objectives on the batch as it is."""
         streams = None
         if isinstance(self.backbone, TwoStreams):
             streams = (*self.backbone.encode_text(batch), *self.backbone.encode_frames(batch))
         clean = self.backbone.encode(batch) if streams is None else self.backbone.fuse(*streams)
         if self.weights.distillation:
-            self._distillation(batch, clean, losses, parts)
+            self._distillation(batch, clean, totals, losses, parts)
         if self.itm_head is not None:
-            self._matching(batch, clean, streams, losses, parts)
+            self._matching(batch, clean, streams, totals, losses, parts)
         if self.itc_head is not None and streams is not None:
-            self._contrast(batch, streams, losses, parts)
+            self._contrast(batch, streams, share, losses, parts)
 
-    def _masked(self, batch: Batch, losses: Losses, parts: Parts) -> None:
+    def _masked(self, batch: Batch, share: Share, totals: Totals, losses: Losses, parts: Parts) -> None:
         """MLM and MFM on one view with both hidden."""
         text, frames = self._hidden_view(batch)
         if self.mlm_head is not None:
-            logits = self.mlm_head(text, batch["hidden_tokens"], self.word_embeddings)  # (M, V)
-            targets = batch["input_ids"][batch["hidden_tokens"]]  # (M,)
-            losses["mlm"] = self.weights.mlm, mlm.masked_token_loss(logits, targets)
-            parts["mlm_accuracy"] = classification.accuracy(logits, targets)
+            logits, targets = self._token_logits(text, batch), batch["token_targets"]  # (M, V), (M,)
+            losses["mlm"] = self.weights.mlm, mlm.masked_token_loss(logits, targets, totals.tokens)
+            parts["mlm_accuracy"] = hits(logits, targets).sum() / totals.tokens
         if self.mfm_head is not None:
-            guess = self.mfm_head(frames, batch["hidden_frames"])  # (M, D)
-            loss = mfm.frame_nce(
-                guess, batch["frames"], batch["frame_mask"], batch["hidden_frames"], temperature=self.temperature
-            )
+            guess = self.mfm_head(frames, batch["frame_places"])  # (K, D)
+            before = share.rank * share.longest * batch["frames"].shape[1]  # frames of the processes before this one
+            candidates, real = share.gather(batch["frames"]), share.gather_mask(batch["frame_mask"])
+            places = batch["frame_places"] + before
+            loss = mfm.frame_nce(guess, places, candidates, real, self.temperature, totals.frames)
             losses["mfm"] = self.weights.mfm, loss
 
     def _hidden_view(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -130,39 +131,55 @@ class PretrainingModel(nn.Module):
 
     def masked_token_logits(self, batch: Batch) -> Tensor:
         """(M, V) at the hidden tokens of a batch, in its order."""
-        assert self.mlm_head is not None
-        return self.mlm_head(self._hidden_view(batch)[0], batch["hidden_tokens"], self.word_embeddings)
+        return self._token_logits(self._hidden_view(batch)[0], batch)
 
-    def _distillation(self, batch: Batch, clean: Encoded, losses: Losses, parts: Parts) -> None:
-        logits = self.backbone.head(clean.pooled)  # (B, C)
-        losses["distillation"] = self.weights.distillation, distillation.soft_cross_entropy(logits, batch["soft"])
-        parts["teacher_agreement"] = distillation.agreement(logits, batch["soft"])
+    def _token_logits(self, text: Tensor, batch: Batch) -> Tensor:
+        assert self.mlm_head is not None
+        return self.mlm_head(text, batch["token_places"], self.word_embeddings)
+
+    def _distillation(self, batch: Batch, clean: Encoded, totals: Totals, losses: Losses, parts: Parts) -> None:
+        logits, soft = self.backbone.head(clean.pooled), batch["soft"]  # (B, C), (B, C)
+        loss = distillation.soft_cross_entropy(logits, soft, totals.labelled)
+        losses["distillation"] = self.weights.distillation, loss
+        parts["teacher_agreement"] = distillation.agreement(logits, soft, totals.labelled)
 
     def _matching(
-        self, batch: Batch, clean: Encoded, streams: tuple[Tensor, ...] | None, losses: Losses, parts: Parts
+        self,
+        batch: Batch,
+        clean: Encoded,
+        streams: tuple[Tensor, ...] | None,
+        totals: Totals,
+        losses: Losses,
+        parts: Parts,
     ) -> None:
         """Videos without frames match anything and are left out."""
         assert self.itm_head is not None
-        rows, partners = itm.mismatched_pairs(self.mismatched, len(clean.pooled), clean.pooled.device)
-        has_frames = batch["frame_mask"].any(dim=1)  # (B,)
-        matched = self.itm_head(clean.pooled)[has_frames]
-        swapped = self._swapped(batch, streams, rows, partners).pooled
-        mismatched = self.itm_head(swapped)[has_frames[rows] & has_frames[partners]]
+        has_frames, swapped = batch["frame_mask"].any(dim=1), self._swapped(batch, streams)
+        matched = itm.Pairs(self.itm_head(clean.pooled), has_frames, totals.matched)
+        mismatched = itm.Pairs(self.itm_head(swapped.pooled), _valid_pairs(batch), totals.mismatched)
         losses["itm"] = self.weights.itm, itm.matching_loss(matched, mismatched)
         parts["itm_accuracy"] = itm.matching_accuracy(matched, mismatched)
 
-    def _swapped(self, batch: Batch, streams: tuple[Tensor, ...] | None, rows: Tensor, partners: Tensor) -> Encoded:
-        """The texts of `rows` with the frames of `partners`."""
+    def _swapped(self, batch: Batch, streams: tuple[Tensor, ...] | None) -> Encoded:
+        """Texts with the frames of other videos."""
+        rows = batch["pair_rows"]
+        others = {"frames": batch["pair_frames"], "frame_mask": batch["pair_frame_mask"]}
         if streams is not None:
-            text, text_mask, frames, frame_mask = streams
-            return self.backbone.fuse(text[rows], text_mask[rows], frames[partners], frame_mask[partners])
-        texts = {name: batch[name][rows] for name in ("input_ids", "text_mask")}
-        return self.backbone.encode(texts | {name: batch[name][partners] for name in ("frames", "frame_mask")})
+            text, text_mask = (part.index_select(0, rows) for part in streams[:2])
+            return self.backbone.fuse(text, text_mask, *self.backbone.encode_frames(others))
+        texts = {name: batch[name].index_select(0, rows) for name in ("input_ids", "text_mask")}
+        return self.backbone.encode(texts | others)
 
-    def _contrast(self, batch: Batch, streams: tuple[Tensor, ...], losses: Losses, parts: Parts) -> None:
+    def _contrast(self, batch: Batch, streams: tuple[Tensor, ...], share: Share, losses: Losses, parts: Parts) -> None:
         assert self.itc_head is not None
-        has_frames = batch["frame_mask"].any(dim=1)
         text, frames, scale = self.itc_head(*self.backbone.unimodal(*streams))
-        text, frames = text[has_frames], frames[has_frames]
-        losses["itc"] = self.weights.itc, itc.info_nce(text, frames, scale)
-        parts["itc_accuracy"] = itc.retrieval_accuracy(text, frames)
+        text, frames = share.gather(text), share.gather(frames)
+        valid = share.gather_mask(batch["frame_mask"].any(dim=1))
+        losses["itc"] = self.weights.itc, itc.info_nce(text, frames, valid, scale)
+        parts["itc_accuracy"] = itc.retrieval_accuracy(text, frames, valid)
+
+
+def _valid_pairs(batch: Batch) -> Tensor:
+    """Mismatched pairs both of whose videos have frames, (P,) bool."""
+    has_frames = batch["frame_mask"].any(dim=1)
+    return has_frames.index_select(0, batch["pair_rows"]) & batch["pair_frame_mask"].any(dim=1)

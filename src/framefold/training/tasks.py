@@ -6,6 +6,7 @@ from torch import Tensor
 
 from framefold.objectives.classification import accuracy, cross_entropy
 from framefold.training.pretraining import PretrainingModel
+from framefold.training.sharing import Share
 
 Batch = dict[str, Tensor]
 Parts = dict[str, Tensor]
@@ -17,7 +18,7 @@ class ClassificationTask:
     def __init__(self, model: Any, label_smoothing: float):
         self.model, self.label_smoothing = model, label_smoothing
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Parts]:
+    def loss(self, batch: Batch, share: Share) -> tuple[Tensor, Parts]:
         logits = self.model(batch)  # (B, C)
         parts = {"accuracy": accuracy(logits, batch["label"])}
         return cross_entropy(logits, batch["label"], self.label_smoothing), parts
@@ -34,8 +35,8 @@ class PretrainingTask:
     def __init__(self, model: PretrainingModel):
         self.model: Any = model
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Parts]:
-        return self.model(batch)
+    def loss(self, batch: Batch, share: Share) -> tuple[Tensor, Parts]:
+        return self.model(batch, share)
 
     def role_of(self, name: str) -> str:
         return self.model.role_of(name)

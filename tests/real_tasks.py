@@ -1,0 +1,115 @@
+"""Every task that the training loop is given, small, on the stores of `stores.make_project` in the current folder.
+
+Its embeddings and frames are as in the stages; soft labels and pixels are made up. Some videos have no frames, no soft
+label or no usable pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from stores import CATEGORIES, DIM, SPECIAL, VOCAB
+
+from framefold.data.batches import ALL, Batch, EpochBatches
+from framefold.data.tokens import SpecialTokens
+from framefold.data.videos import open_labeled, open_videos
+from framefold.models.registry import architecture, build_with_mlm_head
+from framefold.models.vision import load_vision_encoder
+from framefold.params.base import load
+from framefold.params.encoders import EncoderParams
+from framefold.params.models import StudentParams, TextModelParams
+from framefold.params.pretrain import ObjectiveWeights, PretrainParams
+from framefold.params.training import AdversarialParams
+from framefold.training.contrastive import ContrastiveModel, ContrastiveTask
+from framefold.training.pretraining import PretrainingModel
+from framefold.training.tasks import ClassificationTask, PretrainingTask
+from framefold.training.views import Masking, MismatchedVideos
+
+VIT = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}  # no batch normalisation
+WEIGHTS = {  # every objective that the architecture can have
+    "single_stream": ObjectiveWeights(mlm=0.5, mfm=0.4, itm=0.3, itc=0.0, distillation=2.0),
+    "dual_stream": ObjectiveWeights(mlm=0.5, mfm=0.4, itm=0.3, itc=0.6, distillation=2.0),
+}
+NAMES = ["classify single_stream", "classify dual_stream", "pretrain single_stream", "pretrain dual_stream", "adapt"]
+
+
+@dataclass(frozen=True)
+class Real:
+    task: Any
+    epochs: Callable[[int], EpochBatches]
+    learning_rates: dict[str, float]
+    adversarial: AdversarialParams | None = None
+
+
+def real_task(
+    name: str, dropout: float = 0.0, videos: int = 35, batch_size: int = 7, tokens: int | None = None
+) -> Real:
+    """One of NAMES; batches of `batch_size`, or cut by `tokens`."""
+    torch.manual_seed(0)
+    kind, _, arch = name.partition(" ")
+    rates = {"head": 1e-3, "text": 1e-3, "vision": 1e-3}
+    cut = {"batch_size": batch_size, "seed": 0, "batch_tokens": tokens}
+    if kind == "adapt":
+        return Real(contrastive(), lambda epoch: EpochBatches(Pixels(videos), **cut, epoch=epoch), rates)
+    if kind == "classify":
+        data, labels = open_videos("labeled", "small"), open_labeled().label
+        samples = data.dataset(np.arange(videos), load(StudentParams).inputs, labels=labels)
+        fgm = AdversarialParams(method="fgm", epsilon=0.5, alpha=0.3, steps=3)
+        task = ClassificationTask(build(arch, dropout)[0], 0.1)
+        return Real(task, lambda epoch: EpochBatches(samples, **cut, epoch=epoch), rates, fgm)
+    params = load(PretrainParams)
+    model = PretrainingModel(*build(arch, dropout), WEIGHTS[arch], params)
+    masking = Masking(params.masking, SpecialTokens(**SPECIAL, size=VOCAB))
+    paired = MismatchedVideos(pool(videos), params.mismatched)
+    return Real(
+        PretrainingTask(model), lambda epoch: EpochBatches(paired, **cut, epoch=epoch, transform=masking), rates
+    )
+
+
+def build(arch: str, dropout: float) -> Any:
+    """The architecture of params.yaml with its masked language model head."""
+    text = load(StudentParams).text
+    assert text.sizes is not None
+    text = TextModelParams(folder=None, sha256=None, sizes=text.sizes.model_copy(update={"dropout": dropout}))
+    size = load(architecture(arch).Params, f"models.{arch}").model_copy(update={"dropout": dropout})
+    return build_with_mlm_head(arch, text, size, VOCAB, DIM, len(CATEGORIES))
+
+
+def pool(videos: int) -> Any:
+    data = open_videos("unlabeled", "small")
+    soft = np.random.default_rng(0).dirichlet(np.ones(len(CATEGORIES)), len(data)).astype(np.float16)
+    soft[::5] = 0
+    return data.dataset(np.arange(videos), load(StudentParams).inputs, soft=soft)
+
+
+def contrastive() -> ContrastiveTask:
+    params = load(EncoderParams, "encoders.small")
+    params = params.model_copy(update={"config": {"embed_dim": 8, "vision_cfg": VIT}})
+    vectors = np.random.default_rng(0).normal(size=(VOCAB, 6)).astype(np.float32)
+    return ContrastiveTask(ContrastiveModel(load_vision_encoder(params), vectors, 0.07))
+
+
+class Pixels:
+    """Frames and titles as `PairSamples` gives them."""
+
+    def __init__(self, size: int):
+        rng = np.random.default_rng(0)
+        self.pixels = torch.from_numpy(rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8))
+        self.input_ids = torch.from_numpy(rng.integers(5, VOCAB, (size, 4)))
+        self.has_frame = torch.from_numpy(rng.random(size) < 0.8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def order_keys(self) -> np.ndarray:
+        return np.zeros(len(self), np.int64)
+
+    def names(self, positions: np.ndarray) -> list[str]:
+        return [f"video {position}" for position in positions]
+
+    def batch(self, positions: np.ndarray, draw: tuple[int, int] | None = None, part: slice = ALL) -> Batch:
+        own = torch.from_numpy(np.ascontiguousarray(positions[part]))
+        batch = {"pixels": self.pixels[own], "has_frame": self.has_frame[own], "input_ids": self.input_ids[own]}
+        return batch | {"text_mask": torch.ones_like(batch["input_ids"], dtype=torch.bool)}

@@ -1,0 +1,124 @@
+"""Every real training with two processes equals one process with the same global batches, dropout left out.
+
+pytest tests/test_processes.py -m medium
+
+Batches are of 7 and 15 samples: parts of processes differ in size. Gradients are compared
+before clipping, at every step, not weights: AdamW makes a full step of a gradient that is nothing but rounding.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from real_tasks import NAMES, real_task
+from stores import make_project
+
+from framefold.params.training import OptimizationParams
+from framefold.scratch import Scratch
+from framefold.training import loop, sharing
+from framefold.training.loop import train
+
+PARAMS = OptimizationParams(epochs=1, batch_size=7, weight_decay=0.01, warmup=0.2, max_grad_norm=1.0, ema_decay=0.9)
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+DUAL = "pretrain dual_stream"
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+pytestmark = pytest.mark.medium
+
+Result = dict[str, Any]  # gradients by name of each step, rows of the curve
+
+
+def run(name: str, tokens: int | None) -> Result:
+    """A training of five steps or so, in the current folder."""
+    videos, size = (45, 15) if name.startswith("pretrain") else (35, 7)
+    real = real_task(name, videos=videos, batch_size=size, tokens=tokens)
+    names = {parameter: key for key, parameter in real.task.model.named_parameters()}
+    gradients: list[dict[str, torch.Tensor]] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def keep(parameters: list[torch.nn.Parameter], *args: Any, **kwargs: Any) -> torch.Tensor:
+        gradients.append({names[one]: one.grad.clone() for one in parameters if one.grad is not None})
+        return clip(parameters, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, Scratch("ranks", {}) as scratch:
+        patch.setattr(loop.torch.nn.utils, "clip_grad_norm_", keep)
+        result = train(
+            real.task,
+            real.epochs,
+            PARAMS,
+            learning_rates=real.learning_rates,
+            seed=0,
+            precision="fp32",
+            scratch=scratch,
+            adversarial=real.adversarial,
+        )
+        scratch.finish()
+    return {"gradients": gradients, "history": result.history}
+
+
+def local_counts(self: sharing.Share, counts: Any) -> tuple[torch.Tensor, ...]:
+    """The planted defect: means over a process's own tokens, frames and videos."""
+    return tuple(count.float().clamp(min=1) for count in counts)
+
+
+def own_part(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    """The planted defect: what other processes want of a row is lost."""
+    return gradient.chunk(2)[torch.distributed.get_rank()], None
+
+
+DEFECTS = {"counts": (sharing.Share, "totals", local_counts), "gradients": (sharing._Gather, "backward", own_part)}
+CASES = [*((name, None, "") for name in NAMES), (DUAL, 400, ""), *((DUAL, None, defect) for defect in DEFECTS)]
+
+
+def main() -> None:
+    """What each of two processes does."""
+    results = {}
+    for name, tokens, defect in CASES:
+        with pytest.MonkeyPatch.context() as patch:
+            if defect:
+                owner, attribute, planted = DEFECTS[defect]
+                patch.setattr(owner, attribute, staticmethod(planted) if defect == "gradients" else planted)
+            results[f"{name} {tokens} {defect}"] = run(name, tokens)
+    if os.environ["RANK"] == "0":
+        torch.save(results, "two.pt")
+
+
+def compare(found: Result, expected: Result) -> None:
+    assert len(found["gradients"]) == len(expected["gradients"]) >= 3
+    for one, other in zip(found["gradients"], expected["gradients"], strict=True):
+        torch.testing.assert_close(one, other, **TOLERANCE)
+    for row, other in zip(found["history"], expected["history"], strict=True):
+        assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]]:
+    """All cases as two processes compute them; the tests compute them alone, in the same folder."""
+    folder = tmp_path_factory.mktemp("processes")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("FRAMEFOLD_DEVICE", "cpu")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("DVC_ROOT", raising=False)
+        subprocess.run([sys.executable, *LAUNCHER, __file__], check=True, timeout=600)
+        yield torch.load("two.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [(name, tokens) for name, tokens, defect in CASES if not defect])
+def test_two_processes_give_one_process(together: dict[str, Result], name: str, tokens: int | None) -> None:
+    """Gradients, losses and accuracies of every step; every task and objective, and batches cut by a token budget."""
+    compare(together[f"{name} {tokens} "], run(name, tokens))
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_what_is_not_shared_is_caught(together: dict[str, Result], defect: str) -> None:
+    with pytest.raises(AssertionError):
+        compare(together[f"{DUAL} None {defect}"], run(DUAL, None))
+
+
+if __name__ == "__main__":
+    main()
