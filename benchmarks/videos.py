@@ -79,5 +79,8 @@ class RepeatedBatches:
     def global_size(self, index: int) -> int:
         return self.batches.global_size(index % len(self.batches))
 
+    def names(self, index: int) -> list[str]:
+        return self.batches.names(index % len(self.batches))
+
     def shard(self, rank: int, world: int) -> Self:
         return replace(self, batches=self.batches.shard(rank, world))
