@@ -196,17 +196,18 @@ def matmul_peak(sides: tuple[int, ...], machine: Machine) -> float:
 def training_rate(arch: str, batches: EpochBatches, scale: Scale, machine: Machine) -> float:
     """Videos a second through the real loop: start of the loader's workers, EMA and clipping included."""
     params, started, seconds = wechat(PretrainParams), [0.0], list[float]()
+    epoch_batches = RepeatedBatches(batches, scale.steps)
 
     def start(epoch: int) -> RepeatedBatches:
         started[0] = machine.now()
-        return RepeatedBatches(batches, scale.steps)
+        return epoch_batches
 
     def finish(epoch: int, model: nn.Module, ema: nn.Module) -> dict[str, Any]:
         seconds.append(machine.now() - started[0])
         return {}
 
     run_loop(arch, pretraining(arch, scale), params, 1 + TIMED_EPOCHS, machine.precision, start, finish)
-    return scale.steps * len(batches.order) / len(batches) / min(seconds[1:])
+    return epoch_batches.samples / min(seconds[1:])
 
 
 def prediction_rate(model: nn.Module, videos: VideoDataset, scale: Scale, machine: Machine) -> float:

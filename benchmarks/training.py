@@ -223,8 +223,9 @@ class Turns:
             self.seconds[name].append(time.perf_counter() - started)
 
 
-def compare(arch: str, setting: Setting, data: Data) -> dict[str, list[float]]:
-    """Seconds of every turn: of ours, of the reference, and of the reference with less of the competition's way."""
+def compare(arch: str, setting: Setting, data: Data) -> tuple[dict[str, list[float]], int]:
+    """Seconds of every turn of ours, of the reference, and of the reference with less of the competition's way; videos
+    of a turn."""
     seed_everything(0)
     params = load(PretrainParams)
     batches, workers = pretraining_batches(data.dataset, params, setting.batch_size), load_runtime().workers
@@ -235,12 +236,12 @@ def compare(arch: str, setting: Setting, data: Data) -> dict[str, list[float]]:
     turns = Turns(part, {name: partial(other.train, rows, workers) for name, other in references.items()})
     task, precision = PretrainingTask(our_model(arch, setting, data)), load_value("precision")
     run_loop(f"{arch}-{setting.name}", task, params, setting.rounds + 1, precision, turns.start, turns.finish)
-    return turns.seconds
+    return turns.seconds, part.samples
 
 
-def figures_for(arch: str, setting: Setting, seconds: dict[str, list[float]]) -> Figures:
+def figures_for(arch: str, setting: Setting, seconds: dict[str, list[float]], samples: int) -> Figures:
     """Samples a second of both, and how much faster ours is; what each part of it is worth to the reference alone."""
-    samples, where = setting.batches * setting.batch_size, f"{arch}_{setting.name}"
+    where = f"{arch}_{setting.name}"
     ratios = [slow / fast for slow, fast in zip(seconds["reference"], seconds["ours"], strict=True)]
     figures: Figures = {
         f"train_step_ratio_{where}": median(ratios),
@@ -265,7 +266,7 @@ def measure(chosen: list[Setting]) -> Figures:
             lengths = data.dataset.lengths(np.arange(len(data.dataset)))
             figures[f"train_tokens_{setting.name}"] = float(lengths.mean())
             for arch in ARCHS:
-                found = figures_for(arch, setting, compare(arch, setting, data))
+                found = figures_for(arch, setting, *compare(arch, setting, data))
                 log.info("%s, %s: %s", arch, setting.name, {name: rounded(value) for name, value in found.items()})
                 figures |= found
     return figures | headline(figures, chosen)

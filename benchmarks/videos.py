@@ -70,6 +70,10 @@ class RepeatedBatches:
     batches: EpochBatches
     count: int
 
+    @property
+    def samples(self) -> int:
+        return sum(map(self.global_size, range(self.count)))
+
     def __len__(self) -> int:
         return self.count
 
