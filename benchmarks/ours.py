@@ -19,7 +19,7 @@ Batch = dict[str, Tensor]
 def pretraining_batches(videos: VideoDataset, params: PretrainParams, batch_size: int) -> EpochBatches:
     """The first epoch, with hidden tokens and frames, and mismatched pairs."""
     pairs, masking = MismatchedVideos(videos, params.mismatched), Masking(params.masking, videos.special)
-    return EpochBatches(pairs, batch_size, seed=0, epoch=0, transform=masking)
+    return EpochBatches(pairs, batch_size, batch_tokens=params.batch_tokens, seed=0, epoch=0, transform=masking)
 
 
 def plain_batches(videos: VideoDataset, batch_size: int) -> EpochBatches:
