@@ -194,7 +194,7 @@ def main() -> None:
             return
         if not rehearse:
             use_all_cores()
-        figures = measure(cpu_setting(64 if rehearse else 2048), torch.device("cpu"), folder)
+        figures = measure(cpu_setting(64 if rehearse else 1024), torch.device("cpu"), folder)
         report(dict.fromkeys(GPU_EXTRACTION) | figures)
 
 

@@ -155,8 +155,10 @@ def run_all(names: list[str]) -> tuple[Figures, list[str]]:
 @command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME", help=f"of {BENCHMARKS}; all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; none: all of them")
     names = parser.parse_args().names
+    if unknown := sorted(set(names) - set(BENCHMARKS)):
+        raise UserError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     page = PAGE.read_text(encoding="utf-8")
     recorded = read_json(RESULTS) if RESULTS.is_file() else {}
     figures, errors = run_all(names or list(BENCHMARKS))

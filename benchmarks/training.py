@@ -77,7 +77,7 @@ def settings() -> list[Setting]:
     larger = demo.model_copy(update={"layers": 4, "hidden": 256, "heads": 4, "intermediate": 1024})
     long = larger.model_copy(update={"max_positions": 512})
     return [
-        Setting("demo", demo, student.inputs, 3200, batch, batches=3, rounds=5, ablate=True),
+        Setting("demo", demo, student.inputs, 3200, batch, batches=3, rounds=3, ablate=True),
         Setting("4x256", larger, student.inputs, 3200, batch, batches=2, rounds=3),
         Setting("4x256_long", long, LONG_INPUTS, 1600, batch, batches=1, rounds=3, texts=LONG_TEXTS),
     ]
