@@ -23,10 +23,10 @@ from PIL import Image
 from benchmarks.figures import Figures, report, scratch_project, use_all_cores
 from benchmarks.names import GPU_EXTRACTION
 from benchmarks.wechat import wechat
-from framefold.data.decoding import Decoder, DecoderPool
-from framefold.data.extraction import extract, open_source
-from framefold.data.features import FeatureWriter
+from framefold.data.extraction import Part, extract, open_encoder, open_source
+from framefold.data.features import write_store
 from framefold.data.manifest import SplitManifest, write_manifest, zip_path
+from framefold.data.shards import KeptShards
 from framefold.errors import command
 from framefold.models.vision import load_encoder, load_vision_encoder, save_encoder
 from framefold.params.base import load
@@ -115,8 +115,9 @@ def extraction_seconds(root: Path, encoder: Path, ids: list[str], params: Encode
     write_parquet(samples, pa.table({"id": pa.array(ids, pa.string())}))
     start = time.perf_counter()
     with open_source(root, SPLIT, encoder, params.max_frames, params.batch_size, lambda: None) as source:
-        writer = FeatureWriter(target.with_suffix(".parts"), source.dim)
-        counts = extract(source, samples, writer, target, {}, lambda: None)
+        kept = KeptShards(target.with_suffix(".parts"), source.dim)
+        keys = extract(source, samples, kept, "", Part(), lambda: None)
+    counts = write_store(target, kept, keys, {})
     if counts["videos"] != len(ids) or counts["rejected_frames"]:
         raise ValueError(f"extraction gave {counts} for {len(ids)} videos")
     return time.perf_counter() - start
@@ -125,11 +126,13 @@ def extraction_seconds(root: Path, encoder: Path, ids: list[str], params: Encode
 def decoding_rate(root: Path, encoder: Path, ids: list[str], setting: Setting) -> float:
     manifest, preprocess = SplitManifest(root, SPLIT), load_encoder(encoder).preprocess
     entries = [manifest.find(video_id) for video_id in ids]
-    with DecoderPool(Decoder(str(root), preprocess, setting.params.max_frames), load_runtime().workers) as pool:
-        for _ in pool.decode(entries[: len(ids) // WARM_UP]):
+    with open_encoder(root, encoder, preprocess, setting.params.max_frames) as (decode, _):
+        for _ in decode(entries[: len(ids) // WARM_UP]):
             pass
         start = time.perf_counter()
-        frames = sum(len(video.pixels) for video in pool.decode(entries))
+        frames = sum(len(video.pixels) for video in decode(entries))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return frames / (time.perf_counter() - start)
 
 

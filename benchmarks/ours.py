@@ -10,14 +10,16 @@ from framefold.data.batches import EpochBatches, VideoDataset
 from framefold.params.pretrain import PretrainParams
 from framefold.scratch import Scratch
 from framefold.training.loop import train
-from framefold.training.pretraining import Masking
+from framefold.training.sharing import Share
+from framefold.training.views import Masking, MismatchedVideos
 
 Batch = dict[str, Tensor]
 
 
 def pretraining_batches(videos: VideoDataset, params: PretrainParams, batch_size: int) -> EpochBatches:
-    """The first epoch, with hidden tokens and frames."""
-    return EpochBatches(videos, batch_size, seed=0, epoch=0, transform=Masking(params.masking, videos.special))
+    """The first epoch, with hidden tokens and frames, and mismatched pairs."""
+    pairs, masking = MismatchedVideos(videos, params.mismatched), Masking(params.masking, videos.special)
+    return EpochBatches(pairs, batch_size, batch_tokens=params.batch_tokens, seed=0, epoch=0, transform=masking)
 
 
 def plain_batches(videos: VideoDataset, batch_size: int) -> EpochBatches:
@@ -26,7 +28,8 @@ def plain_batches(videos: VideoDataset, batch_size: int) -> EpochBatches:
 
 def loss_of(task: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Total and parts, in one process."""
-    total, parts = task.loss(batch)
+    samples = len(batch["row"])
+    total, parts = task.loss(batch, Share(samples, samples))
     return total, parts
 
 

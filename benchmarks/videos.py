@@ -15,7 +15,8 @@ from framefold.data.batches import EpochBatches, VideoDataset
 from framefold.data.demo.text import NO_SCREEN_TEXT, Language
 from framefold.data.demo.transcript import transcribe
 from framefold.data.demo.world import build_world
-from framefold.data.features import SHARD_VIDEOS, FeatureStore, FeatureWriter
+from framefold.data.features import FeatureStore, write_store
+from framefold.data.shards import KeptShards
 from framefold.data.tokens import SpecialTokens, TokenStore, token_writer
 from framefold.params.base import load
 from framefold.params.demo import DemoParams
@@ -23,6 +24,7 @@ from framefold.params.ingest import IngestParams
 from framefold.params.models import InputParams
 
 FEATURES, TOKENS = "features", "tokens.arrow"
+SHARD_VIDEOS = 1024
 
 Segments = Sequence[Sequence[npt.ArrayLike]]  # title, asr and ocr of all videos
 
@@ -48,12 +50,13 @@ def write_stores(
     rng = np.random.default_rng(len(ids))
     with token_writer(folder / TOKENS, vocabulary) as writer:
         writer.write(pa.array(ids), [pa.array(part, pa.list_(pa.int64())) for part in segments])
-    features = FeatureWriter(folder / "parts", dim)
-    for shard, start in enumerate(range(0, len(ids), SHARD_VIDEOS)):
+    kept, keys = KeptShards(folder / "parts", dim), list[str]()
+    for start in range(0, len(ids), SHARD_VIDEOS):
         part = slice(start, start + SHARD_VIDEOS)
         frames = rng.normal(size=(int(counts[part].sum()), dim)).astype(np.float16)
-        features.write(shard, ids[part], counts[part], frames, [])
-    features.publish(folder / FEATURES, shard + 1, {})
+        keys.append(str(start))
+        kept.write(keys[-1], ids[part], counts[part].tolist(), frames, [])
+    write_store(folder / FEATURES, kept, keys, {})
 
 
 def open_dataset(folder: Path, inputs: InputParams, special: SpecialTokens, classes: int) -> VideoDataset:
@@ -82,6 +85,9 @@ class RepeatedBatches:
 
     def global_size(self, index: int) -> int:
         return self.batches.global_size(index % len(self.batches))
+
+    def names(self, index: int) -> list[str]:
+        return self.batches.names(index % len(self.batches))
 
     def shard(self, rank: int, world: int) -> Self:
         return replace(self, batches=self.batches.shard(rank, world))

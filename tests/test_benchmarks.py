@@ -226,20 +226,21 @@ def batches(data: Any) -> tuple[Tensors, Tensors]:
     """One of ours, and the same at the competition's length."""
     from benchmarks.ours import pretraining_batches
     from benchmarks.training import rehearsal
-    from framefold.objectives.itm import mismatched_pairs
     from framefold.params.base import load
     from framefold.params.pretrain import PretrainParams
 
     batch = pretraining_batches(data.dataset, load(PretrainParams), rehearsal()[0].batch_size)[0]
-    rows, partners = mismatched_pairs(load(PretrainParams).mismatched, len(batch["row"]), torch.device("cpu"))
-    longer = {name: batch[name] for name in ("soft",)}
-    for name in ("input_ids", "masked_ids", "text_mask", "hidden_tokens"):
-        longer[name] = F.pad(batch[name], (0, 258 - batch[name].shape[1]))
-    for name in ("frame_mask", "hidden_frames"):
+    longer = {name: batch[name] for name in ("soft", "pair_rows")}
+    hidden = torch.zeros_like(batch["text_mask"]).flatten()
+    hidden[batch["token_places"]] = True
+    texts = {name: batch[name] for name in ("input_ids", "masked_ids", "text_mask")}
+    for name, value in (texts | {"hidden_tokens": hidden.view_as(batch["text_mask"])}).items():
+        longer[name] = F.pad(value, (0, 258 - value.shape[1]))
+    for name in ("frame_mask", "hidden_frames", "pair_frame_mask"):
         longer[name] = F.pad(batch[name], (0, 32 - batch[name].shape[1]))
-    longer["frames"] = F.pad(batch["frames"], (0, 0, 0, 32 - batch["frames"].shape[1]))
-    pairs = {"pair_frames": longer["frames"][partners], "pair_frame_mask": longer["frame_mask"][partners]}
-    return batch, longer | pairs | {"pair_rows": rows}
+    for name in ("frames", "pair_frames"):
+        longer[name] = F.pad(batch[name], (0, 0, 0, 32 - batch[name].shape[1]))
+    return batch, longer
 
 
 @pytest.mark.medium
