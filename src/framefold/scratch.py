@@ -12,6 +12,7 @@ it. It is stamped with a fingerprint of params, inputs and code, and removed whe
 ...     scratch.finish()
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
-from framefold.errors import UserError
+from framefold.errors import UserError, is_disk_full
 from framefold.fingerprint import code_fingerprint, stage_fingerprint
 from framefold.parent import ParentWatch
 from framefold.runtime import is_main_process
@@ -143,7 +144,10 @@ class Scratch:
         stamp = self.folder / STAMP
         try:
             found = json.loads(stamp.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            found = None  # nothing there, or half removed
         except (OSError, ValueError):
+            log.warning("%s: damaged, so unfinished work is dropped", stamp)
             found = None
         if found == self.fingerprint:
             return
@@ -176,8 +180,11 @@ class Scratch:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, self.folder / f"checkpoint-{number:06d}-{writer.digest.hexdigest()}.pt")
-        except OSError as error:
-            raise UserError(f"{self.folder}: progress cannot be saved ({error}); free the disk and run again") from None
+        except (OSError, RuntimeError) as error:  # torch hides what the file said behind an error of its own
+            if isinstance(error, RuntimeError) and not is_disk_full(error):
+                raise
+            why = os.strerror(errno.ENOSPC) if is_disk_full(error) else error
+            raise UserError(f"{self.folder}: progress cannot be saved ({why}); free the disk and run again") from None
         finally:
             aside.unlink(missing_ok=True)
         for path in older:
