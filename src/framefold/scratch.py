@@ -32,6 +32,7 @@ from framefold.errors import UserError, is_disk_full
 from framefold.fingerprint import code_fingerprint, stage_fingerprint
 from framefold.parent import ParentWatch
 from framefold.runtime import is_main_process
+from framefold.storage import write_json
 
 __all__ = ["OrphanedError", "Scratch", "code_fingerprint", "stage_fingerprint"]
 
@@ -156,7 +157,7 @@ class Scratch:
             log.info("%s: unfinished work dropped, made with other %s", self.item, ", ".join(changed))
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        stamp.write_text(json.dumps(self.fingerprint), encoding="utf-8")
+        write_json(stamp, self.fingerprint)
 
     def finish(self) -> None:
         """The outputs are published: remove the folder."""

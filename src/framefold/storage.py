@@ -37,7 +37,7 @@ def write_aside(path: Path | str) -> Iterator[Path]:
         os.replace(aside, path)
     except Exception as error:
         if is_disk_full(error):
-            raise disk_full(path) from None
+            raise disk_full(_without_asides(path)) from None
         raise
     finally:
         aside.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def write_folder_aside(path: Path | str) -> Iterator[Path]:
         _replace_folder(aside, path)
     except Exception as error:
         if is_disk_full(error):
-            raise disk_full(path) from None
+            raise disk_full(_without_asides(path)) from None
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -73,6 +73,11 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.aside")
+
+
+def _without_asides(path: Path) -> Path:
+    """What the user knows `path` by: the output, not what is written aside for it."""
+    return Path(*((match["name"] if (match := ASIDE.fullmatch(part)) else part) for part in path.parts))
 
 
 def _host() -> str:
