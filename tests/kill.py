@@ -63,6 +63,13 @@ def remove(project: Project, stage: Stage) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def restore(project: Project, stage: Stage, whole: Bytes) -> None:
+    remove(project, stage)
+    for name, data in whole.items():
+        (project.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.path / name).write_bytes(data)
+
+
 def half_written(project: Project, stage: Stage, whole: Bytes) -> list[str]:
     """Outputs that are neither missing nor as they should be."""
     found = content(project, stage)
@@ -78,7 +85,7 @@ def left_behind(project: Project) -> list[str]:
     scratch = project.path / ".scratch"
     kept = [path for path in scratch.iterdir() if path.name != ".locks"] if scratch.is_dir() else []
     beside = [path for folder in ("data", "models", "metrics") for path in (project.path / folder).rglob("*.aside")]
-    hidden = [path for path in (project.path / "data").glob(".*")]
+    hidden = (project.path / "data").glob(".*")
     return sorted({path.relative_to(project.path).as_posix() for path in (*kept, *beside, *hidden)})
 
 

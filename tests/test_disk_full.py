@@ -17,8 +17,8 @@ from kill import content, half_written, left_behind, remove, stages_of
 pytestmark = pytest.mark.medium
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
-# $1: where the disk is mounted, $2: the project, $3: where to put what happened, $4: KiB of room, for one run each; then
-# the stage's command. A last run has room in plenty.
+# $1: where the disk is mounted, $2: the project, $3: where to put what happened, $4: KiB of room, for one run each;
+# then the stage's command. A last run has room in plenty.
 SCRIPT = """
 set -eu
 disk=$1 project=$2 logs=$3 rooms=$4; shift 4

@@ -1,4 +1,7 @@
-"""A process killed while it saves leaves a whole checkpoint: .venv/bin/python -m pytest -m medium tests/test_kill_saving.py"""
+"""A process killed while it saves leaves a whole checkpoint.
+
+.venv/bin/python -m pytest -m medium tests/test_kill_saving.py
+"""
 
 import multiprocessing
 import random

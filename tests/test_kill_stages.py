@@ -8,13 +8,15 @@ import dataclasses
 import itertools
 import os
 import random
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import Project, SmokeRun
-from kill import Blow, Killer, content, left_behind, stages_of, undisturbed
+from kill import Blow, Killer, content, left_behind, restore, stages_of, undisturbed
 
 KINDS = [
     "demo_data",
@@ -35,8 +37,6 @@ KINDS = [
 BLOWS = [Blow(number, group) for group in (False, True) for number in (signal.SIGKILL, signal.SIGTERM)]
 STARTING = 1 / 3  # of a run goes into imports: too dull for the few kills of the medium tier
 
-Fresh = Callable[[str], Killer]
-
 
 @pytest.fixture(scope="module")
 def project(smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> Project:
@@ -47,10 +47,13 @@ def project(smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> Pr
 
 
 @pytest.fixture
-def killer(request: pytest.FixtureRequest, project: Project, smoke_run: SmokeRun) -> Killer:
+def killer(request: pytest.FixtureRequest, project: Project, smoke_run: SmokeRun) -> Iterator[Killer]:
     stage = stages_of(smoke_run.project)[request.param]
     seed = int(os.environ.get("FRAMEFOLD_KILL_SEED") or random.randrange(10**6))
-    return Killer(project, stage, content(smoke_run.project, stage), seed)
+    killer = Killer(project, stage, content(smoke_run.project, stage), seed)
+    yield killer
+    shutil.rmtree(project.path / ".scratch", ignore_errors=True)  # a failure is one test's, not the next ones' too
+    restore(project, stage, killer.whole)
 
 
 def seconds_of(smoke_run: SmokeRun, name: str) -> float:
@@ -85,7 +88,5 @@ def test_a_stage_killed_twenty_times_ends_with_the_same_bytes(killer: Killer):
 
 def test_every_kind_of_stage_is_killed():
     """A new stage must come into the list above."""
-    import yaml
-
     stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    assert KINDS == list(stages)
+    assert list(stages) == KINDS

@@ -86,8 +86,9 @@ def test_a_folder_that_is_replaced_is_never_seen_by_halves(tmp_path: Path, monke
 
 @pytest.mark.parametrize("aside", [write_aside, write_folder_aside])
 def test_a_full_disk_names_the_output(tmp_path: Path, aside: Aside):
-    with pytest.raises(UserError, match=r"model: No space left on device; free the disk and run again"), aside(
-        tmp_path / "model"
+    with (
+        pytest.raises(UserError, match=r"model: No space left on device; free the disk and run again"),
+        aside(tmp_path / "model"),
     ):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LOST = re.compile(r"Connection (closed|reset) by (remote )?peer|Broken pipe|Timed out waiting")  # as gloo says it
+LOST_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")  # and torch.distributed
 # what libraries say that lose the error number: safetensors names it, numpy counts what it could not write
 FULL_TEXT = re.compile("|".join([*map(os.strerror, FULL), r"^\d+ requested and \d+ written$"]))
 
@@ -23,6 +25,13 @@ def is_disk_full(error: BaseException) -> bool:
     return not isinstance(error, UserError) and any(
         getattr(each, "errno", None) in FULL or FULL_TEXT.search(str(each)) for each in _hidden(error)
     )
+
+
+def is_process_lost(error: BaseException) -> bool:
+    """Whether this is one of several processes and another one can no longer be reached."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ in LOST_TYPES or bool(LOST.search(str(error)))
 
 
 def _hidden(error: BaseException | None) -> Iterator[BaseException]:
@@ -40,7 +49,7 @@ def disk_full(path: object) -> UserError:
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate the entry point of a stage: log plain lines, end a UserError as one line on stderr with exit code 1.
 
-    So does a full disk, wherever it is met.
+    So do a full disk and the loss of another process, wherever they are met.
     """
 
     @functools.wraps(main)
@@ -51,9 +60,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except UserError as error:
             _end(error)
         except Exception as error:
-            if not is_disk_full(error):
-                raise
-            _end(disk_full(getattr(error, "filename", None) or os.getcwd()))
+            if is_disk_full(error):
+                _end(disk_full(getattr(error, "filename", None) or os.getcwd()))
+            if is_process_lost(error):
+                _end(UserError(f"process {os.environ.get('RANK')}: another process of this run has ended; run again"))
+            raise
 
     return run
 

@@ -75,6 +75,8 @@ class Scratch:
         if self._lock:
             self._lock.close()  # releases the lock
             self._lock = None
+        if self._signal is not None and isinstance(error, Exception) and not isinstance(error, UserError):
+            self.guard()  # the signal went to worker processes too, and what they did not finish is missed here
 
     # ---- stopping
 

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from framefold.errors import UserError, disk_full, is_disk_full
 
-
 ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)-(?P<pid>\d+)(\.old)?\.aside")
 ABANDONED = 24 * 3600  # seconds after which what another machine left aside counts as left behind
 
@@ -63,7 +62,7 @@ def write_folder_aside(path: Path | str) -> Iterator[Path]:
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Move the finished folder `source` to `target`. What stood there goes in one piece: a kill leaves no half of it."""
+    """Move the finished folder `source` to `target`; what stood there goes in one piece, so a kill leaves no half."""
     old = source.with_name(source.name.removesuffix(".aside") + ".old.aside")
     if target.is_dir():
         os.replace(target, old)
