@@ -104,7 +104,7 @@ class Data:
     @property
     def soft(self) -> np.ndarray:
         assert self.dataset.soft is not None
-        return self.dataset.soft[:].astype(np.float32)
+        return self.dataset.soft[np.arange(len(self.dataset))].astype(np.float32)
 
 
 def make_data(folder: Path, setting: Setting) -> Data:

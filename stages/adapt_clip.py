@@ -18,6 +18,7 @@ from framefold.data.topics import token_vectors
 from framefold.data.videos import FOLDS, TOKENIZER, open_labeled, read_categories
 from framefold.errors import UserError, command
 from framefold.evaluation.frames_probe import FramesProbe
+from framefold.launch import on_several_processes
 from framefold.models.vision import FrameEncoder, VisionEncoder, load_vision_encoder, save_encoder
 from framefold.objectives.itc import info_nce, retrieval_accuracy
 from framefold.params.base import load, load_value
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 
 @command
+@on_several_processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", required=True)

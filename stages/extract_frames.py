@@ -2,7 +2,7 @@
 
 Finished shards are kept in .shards/<encoder>-<split>/ (runtime knob `shards`), also after the stage: a killed run, and
 a run on a split that has grown, make only those that are missing. `--part 2/4` makes a quarter of them and publishes
-nothing: several machines that see the same folder share a split so. Processes of `torchrun` share it by themselves.
+nothing: several machines that see the same folder share a split so. Several processes share it by themselves.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from framefold.data.images import read_encoder_config
 from framefold.data.manifest import NAME
 from framefold.data.shards import KeptShards
 from framefold.errors import command
+from framefold.launch import on_several_processes
 from framefold.params.base import load
 from framefold.params.data import DataParams
 from framefold.params.encoders import EncoderParams
@@ -24,6 +25,7 @@ from framefold.storage import fingerprint_of
 
 
 @command
+@on_several_processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", required=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import command
+from framefold.launch import on_several_processes
 from framefold.models.registry import architecture, build_model, load_weights_into, save_config
 from framefold.models.weights import save_weights
 from framefold.params.base import load, load_value
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @command
+@on_several_processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)

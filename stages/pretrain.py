@@ -10,6 +10,7 @@ from framefold.data.batches import EpochBatches
 from framefold.data.pseudo_labels import PSEUDO, read_teachers
 from framefold.data.videos import store_paths
 from framefold.errors import command
+from framefold.launch import on_several_processes
 from framefold.models.registry import architecture, build_with_mlm_head, save_model
 from framefold.params.base import load, load_value
 from framefold.params.models import StudentParams
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @command
+@on_several_processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)

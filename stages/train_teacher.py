@@ -14,6 +14,7 @@ from framefold.data.topics import UNLABELED, pool_rows
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import command
 from framefold.inference.predictions import write_predictions
+from framefold.launch import on_several_processes
 from framefold.models.registry import build_model, save_model
 from framefold.params.base import load, load_value
 from framefold.params.teacher import TeacherParams
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @command
+@on_several_processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fold", type=int, required=True)

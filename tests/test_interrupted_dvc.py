@@ -1,7 +1,7 @@
 """A killed `dvc repro` resumes to the same bytes: .venv/bin/python -m pytest -m medium tests/test_interrupted_dvc.py
 
-All tests share one smoke run (tests/conftest.py). Each scenario works on a copy of it in which finetuning has to run
-again, and is so long that a kill falls between two of its checkpoints.
+All tests share one smoke run (tests/conftest.py). Each scenario works on a copy of it in which a stage has to run
+again: finetuning so long that a kill falls between two of its checkpoints, or labelling.
 """
 
 import contextlib
@@ -22,47 +22,69 @@ from framefold.scratch import STAMP, Scratch
 
 pytestmark = pytest.mark.medium
 
-ITEM = "finetune@single_stream-0"
-OUTPUT = Path("models/finetune/single_stream/0")
-SCRATCH = Path(".scratch") / ITEM
 SAVES = 12  # checkpoints before the kill: in the third epoch of EPOCHS
 EPOCHS = 20
 Fresh = Callable[[str], Project]
 
 
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A stage item, and the change of params after which it has to run again."""
+
+    name: str
+    output: Path
+    override: str
+    saves: bool  # checkpoints; labelling has scratch of another kind
+
+    @property
+    def scratch(self) -> Path:
+        return Path(".scratch") / self.name
+
+
+FINETUNE = Item("finetune@single_stream-0", Path("models/finetune/single_stream/0"), f"finetune.epochs={EPOCHS}", True)
+LABELS = Item("pseudo_label", Path("data/pseudo"), "pseudo_label.temperature=1.5", False)
+
+
 @pytest.fixture(scope="module")
 def fresh(smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> Fresh:
-    """Makes a copy of the smoke run with a longer finetuning, which saves after every step."""
+    """Makes a copy of the smoke run in which the items have to run again, saving after every step."""
 
     def make(name: str) -> Project:
         project = smoke_run.project.copy(tmp_path_factory.mktemp(name) / "project")
-        project.profile("smoke", f"finetune.epochs={EPOCHS}")
+        project.profile("smoke", FINETUNE.override, LABELS.override)
         environment = project.environment | {"FRAMEFOLD_CHECKPOINT_SECONDS": "0"}
         return dataclasses.replace(project, environment=environment)
 
     return make
 
 
-def content(project: Project) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (project.path / OUTPUT).iterdir()}
+def content(project: Project, item: Item) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (project.path / item.output).iterdir()}
+
+
+def repro(project: Project, item: Item) -> str:
+    run = project.repro("repro", "--single-item", item.name)
+    assert run.ran == [item.name]
+    return run.output
 
 
 @pytest.fixture(scope="module")
-def undisturbed(fresh: Fresh) -> dict[str, bytes]:
+def undisturbed(fresh: Fresh) -> dict[Item, dict[str, bytes]]:
     project = fresh("undisturbed")
-    assert project.repro("repro", ITEM).ran == [ITEM]
-    return content(project)
+    for item in (FINETUNE, LABELS):
+        repro(project, item)
+    return {item: content(project, item) for item in (FINETUNE, LABELS)}
 
 
 # The tools of the scenarios
 
 
 @contextlib.contextmanager
-def repro_started(project: Project, log: Path) -> Iterator[subprocess.Popen]:
-    """`dvc repro ITEM` in the background. At the end nothing of it is left, its orphans included."""
+def repro_started(project: Project, item: Item, log: Path) -> Iterator[subprocess.Popen]:
+    """`dvc repro --single-item` in the background. At the end nothing of it is left, its orphans included."""
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            ["dvc", "repro", ITEM],
+            ["dvc", "repro", "--single-item", item.name],
             cwd=project.path,
             env=project.environment,
             stdin=subprocess.DEVNULL,
@@ -85,16 +107,18 @@ def wait_for(condition: Callable[[], object], log: Path, seconds: float = 120.0)
         time.sleep(0.01)
 
 
-def stage_at_work(project: Project, dvc: subprocess.Popen, log: Path) -> psutil.Process:
-    """The stage's python, once it has saved often enough."""
+def stage_at_work(project: Project, item: Item, dvc: subprocess.Popen, log: Path) -> psutil.Process:
+    """The stage's python, once it has scratch and, if it saves, has saved often enough."""
 
     def ready() -> bool:
         assert dvc.poll() is None, f"ended too early:\n{log.read_text(encoding='utf-8')[-3000:]}"
-        numbers = [int(path.name.split("-")[1]) for path in (project.path / SCRATCH).glob("checkpoint-*.pt")]
+        if not item.saves:
+            return (project.path / item.scratch / STAMP).exists()
+        numbers = [int(path.name.split("-")[1]) for path in (project.path / item.scratch).glob("checkpoint-*.pt")]
         return max(numbers, default=-1) >= SAVES
 
     wait_for(ready, log)
-    return psutil.Process(int((project.path / ".scratch/.locks" / f"{ITEM}.lock").read_text(encoding="utf-8")))
+    return psutil.Process(int((project.path / ".scratch/.locks" / f"{item.name}.lock").read_text(encoding="utf-8")))
 
 
 def ended(process: psutil.Process) -> bool:
@@ -108,41 +132,69 @@ def ended(process: psutil.Process) -> bool:
 # dvc and its stage are killed together
 
 
-def kill_both(project: Project) -> None:
+def kill_both(project: Project, item: Item) -> None:
     """SIGKILL at both; the stage's output is not there, its checkpoint is."""
     log = project.path.parent / "killed.txt"
-    with repro_started(project, log) as dvc:
-        stage = stage_at_work(project, dvc, log)
+    with repro_started(project, item, log) as dvc:
+        stage = stage_at_work(project, item, dvc, log)
         dvc.kill()
         stage.kill()
         dvc.wait()
         wait_for(lambda: ended(stage), log)
-    assert not (project.path / OUTPUT).exists()
-    assert list((project.path / SCRATCH).glob("checkpoint-*.pt"))
+    assert not (project.path / item.output).exists()
+    assert list((project.path / item.scratch).glob("checkpoint-*.pt"))
 
 
-def test_a_killed_repro_ends_with_the_same_bytes(fresh: Fresh, undisturbed: dict[str, bytes]):
+def test_a_killed_repro_ends_with_the_same_bytes(fresh: Fresh, undisturbed: dict[Item, dict[str, bytes]]):
     project = fresh("killed")
-    kill_both(project)
-    assert "resumed after step" in project.repro("repro", ITEM).output
-    assert content(project) == undisturbed
+    kill_both(project, FINETUNE)
+    assert "resumed after step" in repro(project, FINETUNE)
+    assert content(project, FINETUNE) == undisturbed[FINETUNE]
+
+
+@pytest.mark.parametrize("damage", ["param", "checkpoint", "stamp"])
+def test_what_a_killed_repro_left_is_dropped_when_it_no_longer_fits(fresh: Fresh, damage: str):
+    """Changed params, a flipped bit, a torn stamp: each starts over, and says why."""
+    project = fresh(f"damaged_{damage}")
+    kill_both(project, FINETUNE)
+    said = spoil(project, damage)
+    output = repro(project, FINETUNE)
+    assert said in output
+    assert "resumed after step" not in output
+
+
+def spoil(project: Project, damage: str) -> str:
+    """What the next run says of it. The next run is kept short."""
+    scratch = project.path / FINETUNE.scratch
+    if damage == "param":
+        project.profile("smoke", "finetune.epochs=1")
+        return f"{FINETUNE.name}: unfinished work dropped, made with other params"
+    if damage == "stamp":
+        (scratch / STAMP).write_text("{", encoding="utf-8")
+        return f"{STAMP}: damaged, so unfinished work is dropped"
+    (checkpoint,) = scratch.glob("checkpoint-*.pt")
+    damaged = bytearray(checkpoint.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    checkpoint.write_bytes(damaged)
+    return f"{checkpoint.name}: damaged checkpoint dropped"
 
 
 def test_a_checkpoint_without_random_numbers_is_noticed(
-    fresh: Fresh, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    fresh: Fresh, undisturbed: dict[Item, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ):
     """The comparison above can fail: the same, but what is resumed draws its dropout anew."""
     project = fresh("forgetful")
-    kill_both(project)
+    kill_both(project, FINETUNE)
     monkeypatch.setenv("DVC_ROOT", str(project.path))
-    with Scratch(ITEM, json.loads((project.path / SCRATCH / STAMP).read_text(encoding="utf-8"))) as scratch:
+    stamp = json.loads((project.path / FINETUNE.scratch / STAMP).read_text(encoding="utf-8"))
+    with Scratch(FINETUNE.name, stamp) as scratch:
         state = scratch.load()
         assert state is not None
         scratch.save(state | {"rngs": []})
-    assert "resumed after step" in project.repro("repro", ITEM).output
-    found = content(project)
-    assert found.keys() == undisturbed.keys()
-    assert found != undisturbed
+    assert "resumed after step" in repro(project, FINETUNE)
+    found = content(project, FINETUNE)
+    assert found.keys() == undisturbed[FINETUNE].keys()
+    assert found != undisturbed[FINETUNE]
 
 
 # dvc is killed alone, and its stage lives on
@@ -152,6 +204,7 @@ def test_a_checkpoint_without_random_numbers_is_noticed(
 class Orphaned:
     """What became of a stage whose dvc was killed, and of the repro that was started at once."""
 
+    item: Item
     pid: int  # of the orphan
     last_words: str
     published: bool  # by the orphan
@@ -160,31 +213,31 @@ class Orphaned:
     scratch: list[str]
 
 
-@pytest.fixture(scope="module")
-def orphaned(fresh: Fresh) -> Orphaned:
+@pytest.fixture(scope="module", params=[FINETUNE, LABELS], ids=lambda item: item.name)
+def orphaned(fresh: Fresh, request: pytest.FixtureRequest) -> Orphaned:
     """Both stages are held in turn, so that the second starts before the first has noticed, and that the first is seen
     to have ended before the second goes on."""
-    project = fresh("orphaned")
+    item, project = request.param, fresh("orphaned")
     logs = [project.path.parent / f"{name}.txt" for name in ("first", "second")]
-    with repro_started(project, logs[0]) as first:
-        orphan = stage_at_work(project, first, logs[0])
+    with repro_started(project, item, logs[0]) as first:
+        orphan = stage_at_work(project, item, first, logs[0])
         orphan.suspend()
         first.kill()
         first.wait()
-        with repro_started(project, logs[1]) as second:
+        with repro_started(project, item, logs[1]) as second:
             wait_for(lambda: "waiting until it ends" in logs[1].read_text(encoding="utf-8"), logs[1])
             held = psutil.Process(second.pid).children(recursive=True)
             for process in held:
                 process.suspend()
             orphan.resume()
             wait_for(lambda: ended(orphan), logs[0])
-            published = (project.path / OUTPUT).exists()
+            published = (project.path / item.output).exists()
             for process in held:
                 process.resume()
             assert second.wait(300) == 0, logs[1].read_text(encoding="utf-8")[-3000:]
     texts = [log.read_text(encoding="utf-8") for log in logs]
     left = sorted(path.name for path in (project.path / ".scratch").iterdir())
-    return Orphaned(orphan.pid, texts[0], published, texts[1], content(project), left)
+    return Orphaned(item, orphan.pid, texts[0], published, texts[1], content(project, item), left)
 
 
 def test_an_orphan_stops_by_itself_without_publishing(orphaned: Orphaned):
@@ -193,12 +246,14 @@ def test_an_orphan_stops_by_itself_without_publishing(orphaned: Orphaned):
 
 
 def test_a_second_repro_waits_for_the_orphan_and_names_it(orphaned: Orphaned):
-    assert f"{ITEM}: process {orphaned.pid} is at work on it; waiting until it ends" in orphaned.second
+    assert f"{orphaned.item.name}: process {orphaned.pid} is at work on it; waiting until it ends" in orphaned.second
 
 
-def test_a_second_repro_goes_on_from_the_orphan_to_the_same_bytes(orphaned: Orphaned, undisturbed: dict[str, bytes]):
-    assert "resumed after step" in orphaned.second
-    assert orphaned.content == undisturbed
+def test_a_second_repro_goes_on_from_the_orphan_to_the_same_bytes(
+    orphaned: Orphaned, undisturbed: dict[Item, dict[str, bytes]]
+):
+    assert ("resumed after step" in orphaned.second) is orphaned.item.saves
+    assert orphaned.content == undisturbed[orphaned.item]
 
 
 def test_an_orphan_leaves_no_scratch(orphaned: Orphaned):

@@ -100,6 +100,17 @@ def test_other_params_drop_the_state(caplog: pytest.LogCaptureFixture) -> None:
     assert not (Path(".scratch/item") / "shard").exists()
 
 
+def test_a_disk_that_fills_up_in_the_middle_of_a_tensor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save then hides what the file said behind an error of its own."""
+
+    def full(self: object, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("framefold.scratch._Digesting.write", full)
+    with pytest.raises(UserError, match=r"progress cannot be saved .No space left on device.; free the disk"):
+        owned({"params": 1}, STATE)
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_damaged_checkpoint_is_dropped_with_a_warning(damage: str, caplog: pytest.LogCaptureFixture) -> None:
     """A disk that lied costs the progress, not a crash or wrong weights."""
@@ -126,6 +137,13 @@ def test_save_that_fails_keeps_the_state_before(monkeypatch: pytest.MonkeyPatch)
     loaded = owned({"params": 1})
     assert loaded is not None
     assert loaded["step"] == 3
+
+
+def test_a_broken_stamp_drops_the_state_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    owned({"params": 1}, STATE)
+    Path(".scratch/item/stamp.json").write_text('{"params": 1', encoding="utf-8")
+    assert owned({"params": 1}) is None
+    assert "stamp.json: damaged, so unfinished work is dropped" in caplog.text
 
 
 def test_finish_leaves_nothing_to_resume() -> None:
@@ -218,6 +236,21 @@ def test_signal_asks_to_stop(number: signal.Signals) -> None:
         with pytest.raises(SystemExit) as stop:
             outer.guard()
         assert stop.value.code == 128 + number
+
+
+def test_what_goes_wrong_after_a_signal_is_the_stop_it_asked_for() -> None:
+    """Ctrl-C and schedulers signal worker processes too: then the stage misses them before it looks for a signal."""
+    with pytest.raises(SystemExit) as stop:
+        fail_after_signal(RuntimeError("a worker has gone"))
+    assert stop.value.code == 128 + signal.SIGTERM
+    with pytest.raises(UserError):
+        fail_after_signal(UserError("the disk is full"))
+
+
+def fail_after_signal(error: Exception) -> None:
+    with Scratch("item", {}):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise error
 
 
 # ---- orphans

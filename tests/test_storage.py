@@ -1,8 +1,20 @@
 """Outputs on disk: .venv/bin/python -m pytest tests/test_storage.py"""
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from framefold.storage import drop_unlisted
+import pytest
+
+from framefold import storage
+from framefold.errors import UserError
+from framefold.storage import drop_unlisted, write_aside, write_folder_aside
+
+Aside = Callable[[Path], AbstractContextManager[Path]]
 
 
 def test_what_params_no_longer_name_is_dropped(tmp_path: Path):
@@ -16,3 +28,72 @@ def test_what_params_no_longer_name_is_dropped(tmp_path: Path):
 def test_a_folder_that_is_not_there_is_no_error(tmp_path: Path):
     drop_unlisted(tmp_path / "models", ["single_stream"])
     assert not (tmp_path / "models").exists()
+
+
+# What killed processes leave aside
+
+KILLED = """
+import os, signal, sys
+from framefold.storage import write_aside, write_folder_aside
+with write_aside("report.json") as file, write_folder_aside("model") as folder:
+    file.touch(), (folder / "weights").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_write_removes_what_a_killed_one_left_aside(tmp_path: Path):
+    subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=False)
+    assert len(list(tmp_path.glob(".*.aside"))) == 2
+    with write_aside(tmp_path / "report.json") as file, write_folder_aside(tmp_path / "model"):
+        file.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "report.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hours", "kept"),
+    [
+        (".model.{host}-{parent}.aside", 48, True),  # its process is at work
+        (".model.elsewhere-1.aside", 1, True),  # nobody can tell, and it is young
+        (".model.elsewhere-1.aside", 48, False),
+        (".model.{host}-{own}.old.aside", 0, False),  # of an earlier process with this one's number
+        (".model.json.elsewhere-1.aside", 48, True),  # of another target
+    ],
+)
+def test_only_what_nobody_is_at_work_on_is_removed(tmp_path: Path, name: str, hours: int, kept: bool):
+    aside = tmp_path / name.format(host=storage._host(), parent=os.getppid(), own=os.getpid())
+    aside.mkdir()
+    then = time.time() - 3600 * hours
+    os.utime(aside, (then, then))
+    with write_folder_aside(tmp_path / "model"):
+        pass
+    assert aside.exists() is kept
+
+
+def test_a_folder_that_is_replaced_is_never_seen_by_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Deleting takes long; it must not happen under the folder's own name."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    deleted: list[Path] = []
+    monkeypatch.setattr(storage.shutil, "rmtree", lambda path, **_: deleted.append(path))
+    with write_folder_aside(tmp_path / "model") as aside:
+        (aside / "new").touch()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+    assert tmp_path / "model" not in deleted
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("aside", [write_aside, write_folder_aside])
+def test_a_full_disk_names_the_output(tmp_path: Path, aside: Aside):
+    with (
+        pytest.raises(UserError, match=r"model: No space left on device; free the disk and run again"),
+        aside(tmp_path / "model"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_failure_is_not_called_a_full_disk(tmp_path: Path):
+    with pytest.raises(PermissionError), write_aside(tmp_path / "model"):
+        raise PermissionError(13, "Permission denied")

@@ -1,8 +1,8 @@
 """Knobs of one machine: they change speed and memory, never what is computed, so they stay out of params.yaml.
 
 `runtime.yaml` in the project's root (untracked) sets them; the environment (FRAMEFOLD_THREADS, FRAMEFOLD_WORKERS,
-FRAMEFOLD_DEVICE, FRAMEFOLD_MICRO_BATCH, FRAMEFOLD_COMPILE, FRAMEFOLD_CHECKPOINTING, FRAMEFOLD_CHECKPOINT_SECONDS,
-FRAMEFOLD_SHARDS) goes before it.
+FRAMEFOLD_PROCESSES, FRAMEFOLD_DEVICE, FRAMEFOLD_MICRO_BATCH, FRAMEFOLD_COMPILE, FRAMEFOLD_CHECKPOINTING,
+FRAMEFOLD_CHECKPOINT_SECONDS, FRAMEFOLD_SHARDS) goes before it.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from framefold.errors import UserError
 
@@ -43,6 +43,7 @@ class Runtime(BaseModel):
 
     threads: NonNegativeInt = 0  # of torch on the CPU; 0: torch's own choice. Sums depend on it in the last bit
     workers: NonNegativeInt = 0  # processes that prepare batches or decode frames; 0: the main process
+    processes: PositiveInt = 1  # that share a stage, one per GPU; in training each draws a dropout of its own
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: a GPU if there is one
     micro_batch: NonNegativeInt = 0  # samples per forward pass, gradients are accumulated; 0: the whole batch
     compile: Flag = False  # torch.compile of a training's passes: a slow start, then faster

@@ -12,6 +12,7 @@ it. It is stamped with a fingerprint of params, inputs and code, and removed whe
 ...     scratch.finish()
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,10 +28,11 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
-from framefold.errors import UserError
+from framefold.errors import UserError, is_disk_full
 from framefold.fingerprint import code_fingerprint, stage_fingerprint
 from framefold.parent import ParentWatch
 from framefold.runtime import is_main_process
+from framefold.storage import write_json
 
 __all__ = ["OrphanedError", "Scratch", "code_fingerprint", "stage_fingerprint"]
 
@@ -73,6 +75,8 @@ class Scratch:
         if self._lock:
             self._lock.close()  # releases the lock
             self._lock = None
+        if self._signal is not None and isinstance(error, Exception) and not isinstance(error, UserError):
+            self.guard()  # the signal went to worker processes too, and what they did not finish is missed here
 
     # ---- stopping
 
@@ -143,7 +147,10 @@ class Scratch:
         stamp = self.folder / STAMP
         try:
             found = json.loads(stamp.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            found = None  # nothing there, or half removed
         except (OSError, ValueError):
+            log.warning("%s: damaged, so unfinished work is dropped", stamp)
             found = None
         if found == self.fingerprint:
             return
@@ -152,7 +159,7 @@ class Scratch:
             log.info("%s: unfinished work dropped, made with other %s", self.item, ", ".join(changed))
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        stamp.write_text(json.dumps(self.fingerprint), encoding="utf-8")
+        write_json(stamp, self.fingerprint)
 
     def finish(self) -> None:
         """The outputs are published: remove the folder."""
@@ -176,8 +183,11 @@ class Scratch:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, self.folder / f"checkpoint-{number:06d}-{writer.digest.hexdigest()}.pt")
-        except OSError as error:
-            raise UserError(f"{self.folder}: progress cannot be saved ({error}); free the disk and run again") from None
+        except (OSError, RuntimeError) as error:  # torch hides what the file said behind an error of its own
+            if isinstance(error, RuntimeError) and not is_disk_full(error):
+                raise
+            why = os.strerror(errno.ENOSPC) if is_disk_full(error) else error
+            raise UserError(f"{self.folder}: progress cannot be saved ({why}); free the disk and run again") from None
         finally:
             aside.unlink(missing_ok=True)
         for path in older:

@@ -4,7 +4,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,42 +15,100 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framefold.errors import UserError
+from framefold.errors import UserError, disk_full, is_disk_full
+
+ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)-(?P<pid>\d+)(\.old)?\.aside")
+ABANDONED = 24 * 3600  # seconds after which what another machine left aside counts as left behind
 
 
 @contextlib.contextmanager
 def write_aside(path: Path | str) -> Iterator[Path]:
-    """Yield a sibling path to write a file to; it replaces `path` only when the block ends without an error."""
+    """Yield a sibling path to write a file to; it replaces `path` only when the block ends without an error.
+
+    UserError: the disk is full. What a killed process has left aside for `path` is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    _drop_abandoned(path)
+    aside = _aside(path)
     try:
         yield aside
         os.replace(aside, path)
+    except Exception as error:
+        if is_disk_full(error):
+            raise disk_full(_without_asides(path)) from None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def write_folder_aside(path: Path | str) -> Iterator[Path]:
-    """Yield an empty sibling folder to fill; it replaces `path` only when the block ends without an error."""
+    """The same for a folder: yield an empty sibling folder to fill."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _drop_abandoned(path)
+    aside = _aside(path)
     try:
+        aside.mkdir()
         yield aside
-        replace_folder(aside, path)
+        _replace_folder(aside, path)
+    except Exception as error:
+        if is_disk_full(error):
+            raise disk_full(_without_asides(path)) from None
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def replace_folder(source: Path, target: Path) -> None:
-    """Move the finished folder `source` to `target`, dropping what stood there."""
+def _replace_folder(source: Path, target: Path) -> None:
+    """Move the finished folder `source` to `target`; what stood there goes in one piece, so a kill leaves no half."""
+    old = source.with_name(source.name.removesuffix(".aside") + ".old.aside")
     if target.is_dir():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(target, old)
     os.replace(source, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.aside")
+
+
+def _without_asides(path: Path) -> Path:
+    """What the user knows `path` by: the output, not what is written aside for it."""
+    return Path(*((match["name"] if (match := ASIDE.fullmatch(part)) else part) for part in path.parts))
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]
+
+
+def _drop_abandoned(path: Path) -> None:
+    """Remove what processes that were killed have left aside for `path`, and what an earlier one with this pid has."""
+    for child in path.parent.glob(".*.aside"):
+        match = ASIDE.fullmatch(child.name)
+        if match and match["name"] == path.name and _is_abandoned(child, match["host"], int(match["pid"])):
+            shutil.rmtree(child, ignore_errors=True) if child.is_dir() else child.unlink(missing_ok=True)
+
+
+def _is_abandoned(aside: Path, host: str, pid: int) -> bool:
+    """Whether nobody is at work on it: its process has gone, or it is another machine's and old."""
+    if host == _host():
+        return pid == os.getpid() or not _is_running(pid)
+    try:
+        return time.time() - aside.stat().st_mtime > ABANDONED
+    except FileNotFoundError:  # its owner has just finished
+        return False
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def drop_unlisted(parent: Path | str, wanted: Iterable[object]) -> None:
