@@ -12,7 +12,9 @@ from framefold.data.pseudo_labels import MEAN, NOBODY, Assignment, open_pseudo_l
 from framefold.data.tokens import SpecialTokens
 from framefold.data.videos import open_videos
 from framefold.evaluation.pseudo_quality import pool_quality
-from framefold.inference.pseudo_labelling import DONE, SoftLabels, label_pool
+from framefold.inference.blocks import BlockFolder
+from framefold.inference.processes import Processes
+from framefold.inference.pseudo_labelling import SoftLabels, label_pool
 from framefold.models.registry import architecture, build_with_mlm_head
 from framefold.params.base import UserError, load, validate
 from framefold.params.models import StudentParams
@@ -166,11 +168,12 @@ def label_all(folder: Path, teacher: np.ndarray, batch_size: int = 16, per_teach
         for number, model in models.items():
             model.head.out.bias.copy_(torch.randn(len(CATEGORIES), generator=torch.Generator().manual_seed(number)))
     with Scratch("pseudo_label", {}) as scratch:
-        folder.mkdir(exist_ok=True)
-        soft = SoftLabels(folder, len(videos), len(CATEGORIES), len(models), per_teacher)
+        soft = SoftLabels(BlockFolder(folder / "blocks", len(videos)), len(CATEGORIES), list(models), per_teacher)
         dataset = videos.dataset(np.arange(len(videos)), load(StudentParams).inputs)
         settings = {"temperature": 1.0, "device": torch.device("cpu"), "precision": "fp32"}
-        label_pool(models, dataset, teacher, soft, scratch, batch_size=batch_size, **settings)
+        processes = Processes("pseudo_label")
+        label_pool(models, dataset, teacher, soft, scratch, processes, batch_size=batch_size, **settings)
+    soft.publish(folder)
     return soft
 
 
@@ -184,22 +187,6 @@ def test_soft_labels_are_the_mean_or_those_of_the_one_teacher_allowed(project):
     assert not soft[teacher == NOBODY].any()
     assert np.allclose(soft[teacher != NOBODY].sum(1), 1, atol=3e-3)
     assert np.abs(each[0] - each[1])[teacher == MEAN].max() > 0.01
-
-
-def test_interrupted_labelling_ends_with_the_same_bytes(project, monkeypatch):
-    monkeypatch.setattr("framefold.inference.pseudo_labelling.BLOCK", 32)
-    teacher = np.full(SIZES["unlabeled"], MEAN, np.int32)
-    whole = label_all(project / "whole", teacher)
-    half = label_all(project / "half", teacher)
-    done = 64
-    for path in half.files:  # what a kill in the third block leaves behind
-        content = np.load(path)
-        content[..., done:, :] = 7
-        np.save(path, content)
-    assert half.files[0].read_bytes() != whole.files[0].read_bytes()
-    write_json(project / "half" / DONE, {"rows": done})
-    label_all(project / "half", teacher)
-    assert [path.read_bytes() for path in half.files] == [path.read_bytes() for path in whole.files]
 
 
 def pseudo_labels(project: Path) -> None:

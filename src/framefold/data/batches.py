@@ -7,14 +7,15 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from framefold.data.features import FeatureStore
 from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned
 from framefold.errors import UserError
 from framefold.params.models import InputParams
@@ -42,6 +43,21 @@ class Samples(Protocol):
         ...
 
 
+class Features(Protocol):
+    """What a batch needs of a FeatureStore; other holders of features do as well."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def ids(self) -> pa.ChunkedArray: ...
+    @property
+    def counts(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def dim(self) -> int: ...
+
+    def frames(self, row: int, indices: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.float16]: ...
+
+
 class VideoDataset:
     """Videos `rows` of a token store and a feature store, which must hold the same videos in the same order.
 
@@ -52,7 +68,7 @@ class VideoDataset:
     def __init__(
         self,
         tokens: TokenStore,
-        features: FeatureStore,
+        features: Features,
         rows: npt.NDArray[np.integer],
         inputs: InputParams,
         labels: npt.NDArray[np.integer] | None,

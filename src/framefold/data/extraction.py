@@ -188,7 +188,7 @@ def extract(
     `guard` runs before each shard and before the store is published. Returns counts of videos, frames and rejects.
     """
     progress, frames, n_shards = Progress(f"extract {target}", None, "videos"), 0, 0
-    for ids in batched(read_ids(samples), SHARD_VIDEOS):
+    for ids in iterate_shards(samples):
         if not writer.has(n_shards):
             guard()
             shard = source.shard(ids)
@@ -203,6 +203,11 @@ def extract(
 
 def frame_rate(progress: Progress, frames: int) -> dict[str, str]:
     return {"frames": f"{frames} ({frames / max(time.monotonic() - progress.started, 1e-9):.0f}/s)"}
+
+
+def iterate_shards(samples: Path | str) -> Iterator[list[str]]:
+    """The ids of consecutive shards of a samples file."""
+    return batched(read_ids(samples), SHARD_VIDEOS)
 
 
 def read_ids(samples: Path | str) -> Iterator[str]:
