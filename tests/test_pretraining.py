@@ -189,6 +189,22 @@ def test_soft_labels_are_the_mean_or_those_of_the_one_teacher_allowed(project):
     assert np.abs(each[0] - each[1])[teacher == MEAN].max() > 0.01
 
 
+def test_interrupted_labelling_ends_with_the_same_bytes(project, monkeypatch):
+    """After a kill some blocks are missing; after a power cut one is damaged. Only these are labelled again."""
+    monkeypatch.setattr("framefold.inference.blocks.BLOCK", 32)
+    teacher = np.full(SIZES["unlabeled"], MEAN, np.int32)
+    label_all(project / "whole", teacher)
+    label_all(project / "half", teacher)
+    blocks = sorted((project / "half/blocks").iterdir())
+    blocks[1].unlink()
+    blocks[3].write_bytes(blocks[3].read_bytes()[:-1] + b"x")
+    kept = [block.stat().st_mtime_ns for block in (blocks[0], blocks[2], blocks[4])]
+    label_all(project / "half", teacher)
+    for name in ("soft.npy", "per_teacher.npy"):
+        assert (project / "half" / name).read_bytes() == (project / "whole" / name).read_bytes()
+    assert [block.stat().st_mtime_ns for block in (blocks[0], blocks[2], blocks[4])] == kept
+
+
 def pseudo_labels(project: Path) -> None:
     teacher = np.full(SIZES["unlabeled"], MEAN, np.int32)
     folder = project / "data/pseudo"
