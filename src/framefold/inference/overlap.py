@@ -1,6 +1,7 @@
-"""An iterator that works ahead in a thread: what it makes is used while it makes the next."""
+"""Items that are made ahead in a thread, while those before are used; or in turn, where there is no room for both."""
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -9,11 +10,40 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
+Make = Callable[[Callable[[], None]], Generator[T, None, None]]
 LOOK_SECONDS = 0.1  # between looks at whether the other side still wants anything
 
 
 class Stopped(Exception):
     """Raised in the thread when nobody wants its items any more."""
+
+
+class InTurn(Generic[T]):
+    """Context manager around the items of `make(guard)`, each made when it is asked for."""
+
+    def __init__(self, make: Make[T]):
+        self.busy, self.waited = 0.0, 0.0  # seconds at work on items; seconds that their user waited for them
+        self._items = make(lambda: None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._items.close()
+
+    def __iter__(self) -> Iterator[T]:
+        while (item := self._next()) is not None:
+            yield item[0]
+
+    def _next(self) -> tuple[T] | None:
+        start = time.monotonic()
+        try:
+            return (next(self._items),)
+        except StopIteration:
+            return None
+        finally:
+            self.busy += time.monotonic() - start
+            self.waited = self.busy
 
 
 class Ahead(Generic[T]):
@@ -23,7 +53,7 @@ class Ahead(Generic[T]):
     What the maker raises itself is raised where its items are used. Leaving the context waits for the thread to end.
     """
 
-    def __init__(self, make: Callable[[Callable[[], None]], Generator[T, None, None]], limit: int):
+    def __init__(self, make: Make[T], limit: int):
         self.make = make
         self.busy, self.waited = 0.0, 0.0  # seconds at work in the thread; seconds that its user waited for items
         self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(limit)
@@ -86,3 +116,10 @@ class Ahead(Generic[T]):
     def _put_last(self, error: BaseException) -> None:
         with contextlib.suppress(Stopped):
             self._put(error)
+
+
+def has_room_ahead() -> bool:
+    """Whether two threads that compute on the CPU have cores of their own; where they share, one slows the other down."""
+    import torch
+
+    return 2 * torch.get_num_threads() <= len(os.sched_getaffinity(0))

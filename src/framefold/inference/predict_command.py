@@ -1,7 +1,7 @@
 """`framefold predict`: from raw annotations and frames to a submission, with a bundle alone.
 
     annotations -> samples.parquet                        at once, in a temporary folder beside the output
-    frames -> decoded (worker processes) -> encoded       shard by shard, in a thread that works ahead
+    frames -> decoded (worker processes) -> encoded       shard by shard, ahead of the students, in a thread
     block of text and frames -> all students -> labels    in the main thread
 
 The functions and the blocks are the pipeline's own, so that the same videos get the same bytes: features rounded to
@@ -34,7 +34,7 @@ from framefold.data.tokens import TokenStore
 from framefold.errors import UserError
 from framefold.inference.block_stores import HeldFeatures, feature_blocks, text_blocks
 from framefold.inference.bundle import Bundle, encoder_folder, member_folder, read_bundle
-from framefold.inference.overlap import Ahead
+from framefold.inference.overlap import Ahead, InTurn, has_room_ahead
 from framefold.inference.predict import BLOCK, block_logits
 from framefold.inference.predictions import mean_logits
 from framefold.inference.raw_videos import Intake, take_in
@@ -45,7 +45,7 @@ from framefold.runtime import load_runtime
 
 SHOWN = 5  # ids named on stderr
 SHARDS_AHEAD = 1  # that wait; one more is being made, and one is being cut into blocks
-EncodedShards = Generator[tuple[list[str], Shard], None, None]
+Shards = Ahead[tuple[list[str], Shard]] | InTurn[tuple[list[str], Shard]]
 log = logging.getLogger(__name__)
 
 
@@ -103,44 +103,55 @@ def index_frames(data: Path, root: Path) -> Path:
 
 
 def label_videos(root: Path, samples: Path, bundle: Path, settings: Bundle, total: int) -> dict[str, int]:
-    """Label of each video in `samples`. Encoding works ahead of the students, who wait no longer than they must."""
+    """Label of each video in `samples`."""
     load_runtime().prepare_cpu()
-    progress = Progress("predict", total, "videos")
-    encode = encoded_shards(root, samples, bundle, settings)
+    progress, encoding = Progress("predict", total, "videos"), Encoding(root, samples, bundle, settings)
     labels: dict[str, int] = {}
-    with Ahead(encode, SHARDS_AHEAD) as shards:
+    with encoded(encoding) as shards:
         students = load_students(bundle, settings)  # while the first shard is on its way
         for frames, text in zip(feature_blocks(shards, BLOCK), text_blocks(samples, BLOCK), strict=True):
             found = students.label(frames, text, samples.with_name("tokens.arrow"))
             labels |= zip(text["id"].to_pylist(), found.tolist(), strict=True)
-            progress.add(len(found), also={"frames": len(frames.features)}, **shares(progress, shards))
-    progress.close(**shares(progress, shards))
+            progress.add(len(found), also={"frames": len(frames.features)}, **shares(progress, encoding, shards))
+    progress.close(**shares(progress, encoding, shards))
     return labels
 
 
-def shares(progress: Progress, shards: Ahead[Any]) -> dict[str, str]:
+@dataclass
+class Encoding:
+    """Encodes the videos of `samples` shard by shard; `frames` counts those that are done."""
+
+    root: Path
+    samples: Path
+    bundle: Path
+    settings: Bundle
+    frames: int = 0
+
+    def __call__(self, guard: Callable[[], None]) -> Generator[tuple[list[str], Shard], None, None]:
+        """What `guard` raises ends it: it is called before each batch."""
+        encoder, limits = encoder_folder(self.bundle, self.settings.encoder), self.settings
+        with open_source(self.root, "test", encoder, limits.max_frames, limits.encoder_batch_size, guard) as source:
+            for ids in iterate_shards(self.samples):
+                guard()
+                shard = source.shard(ids)
+                self.frames += len(shard.features)
+                yield ids, shard
+
+
+def encoded(encoding: Encoding) -> Shards:
+    """Ahead of the students where they compute on a GPU, or where both have cores of their own."""
+    if load_runtime().torch_device().type == "cuda" or has_room_ahead():
+        return Ahead(encoding, SHARDS_AHEAD)
+    return InTurn(encoding)
+
+
+def shares(progress: Progress, encoding: Encoding, shards: Shards) -> dict[str, str]:
     """How fast the encoder is while at work, and how much of the time the students waited for it."""
-    frames, seconds = progress.also.get("frames", 0), time.monotonic() - progress.started
+    seconds = time.monotonic() - progress.started
     return {
-        "encoder": f"{frames / max(shards.busy, 1e-9):.0f} frames/s",
+        "encoder": f"{encoding.frames / max(shards.busy, 1e-9):.0f} frames/s",
         "students_waited": f"{100 * shards.waited / max(seconds, 1e-9):.0f} %",
     }
-
-
-def encoded_shards(
-    root: Path, samples: Path, bundle: Path, settings: Bundle
-) -> Callable[[Callable[[], None]], EncodedShards]:
-    """What encodes the videos of `samples` shard by shard, given a guard that may raise to stop it."""
-    encoder = encoder_folder(bundle, settings.encoder)
-
-    def encode(guard: Callable[[], None]) -> EncodedShards:
-        frames, batch_size = settings.max_frames, settings.encoder_batch_size
-        with open_source(root, "test", encoder, frames, batch_size, guard) as source:
-            for ids in iterate_shards(samples):
-                guard()
-                yield ids, source.shard(ids)
-
-    return encode
 
 
 @dataclass(frozen=True)
