@@ -2,9 +2,9 @@
 
 Makes a bundle with random weights and raw videos in a temporary folder, and predicts them in rounds: `in turn`, where
 students wait for the encoder and it for them, against `ahead`, as the command does it where there is room for both.
-Labels must be equal. Prints one JSON object: seconds, videos/s and their ratio, all of this run. Sizes `small` are those
-of params.yaml; `wechat`, of profiles/wechat.yaml, needs a GPU: without one its figures are null. The challenge's limit
-is 70 videos/s on two V100.
+Labels must be equal. Prints one JSON object: seconds, videos/s and their ratio, all of this run. Sizes `small` are
+those of params.yaml; `wechat`, of profiles/wechat.yaml, needs a GPU: without one its figures are null. The limit of the
+challenge is 70 videos/s on two V100.
 """
 
 import argparse

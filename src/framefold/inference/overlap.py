@@ -119,7 +119,7 @@ class Ahead(Generic[T]):
 
 
 def has_room_ahead() -> bool:
-    """Whether two threads that compute on the CPU have cores of their own; where they share, one slows the other down."""
+    """Whether two threads that compute on the CPU have cores of their own; on shared ones each slows the other down."""
     import torch
 
     return 2 * torch.get_num_threads() <= len(os.sched_getaffinity(0))

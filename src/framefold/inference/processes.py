@@ -115,7 +115,7 @@ class SharedProgress:
         """`n` more are done by this process; 0: look at the others."""
         done = self.start + self.processes.add("done", n)
         if self.progress is not None:
-            self.progress.add(done - self.progress.count, **self.shown)
+            self.progress.add(done - self.progress.count, None, **self.shown)
 
     def close(self) -> None:
         if self.progress is not None:
