@@ -9,8 +9,11 @@ from framefold.data.videos import open_labeled, open_videos
 from framefold.errors import command
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.splits import read_labeled
-from framefold.inference.fold_models import LAST, Predictor, finish_fold, publish_folds
+from framefold.inference.blocks import shared_folder
+from framefold.inference.fold_models import LAST, Predictor, average_folds, publish_folds
 from framefold.inference.predictions import read_aligned
+from framefold.inference.processes import Processes
+from framefold.launch import on_several_processes
 from framefold.params.average_weights import AverageWeightsParams
 from framefold.params.base import load, load_value
 from framefold.params.models import StudentParams
@@ -22,39 +25,51 @@ log = logging.getLogger(__name__)
 
 
 @command
+@on_several_processes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)
     arch = parser.parse_args().arch
     params, student, folds = load(AverageWeightsParams), load(StudentParams), load_value("folds")
     source, target = Path("models/finetune") / arch, Path("models/swa") / arch
-    drop_unlisted(source, folds)
+    processes = Processes(f"average_weights@{arch}")
+    processes.main_first("tidy", lambda: drop_unlisted(source, folds))
 
     stamp = {"average_weights": params.model_dump(), "student": student.model_dump(), "folds": folds}
     inputs = [source, Path("data/folds.parquet"), Path("models/tokenizer")]
     inputs += [Path("data/tokens") / f"{split}.arrow" for split in ("labeled", "test")]
     inputs += [Path("data/features") / student.encoder / split for split in ("labeled", "test")]
-    with Scratch(f"average_weights@{arch}", stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
-        predictor = open_predictor(student, params.batch_size, scratch)
-        for fold in folds:
-            finish_fold(source / str(fold), scratch.folder / str(fold), fold, params.last, predictor)
-        with write_folder_aside(target) as aside:
-            folders = {fold: scratch.folder / str(fold) for fold in folds}
-            publish_folds(folders, aside)
-            report = {str(fold): describe_fold(fold, source / str(fold), folders[fold]) for fold in folds}
-            write_json(aside / "metrics.json", {"folds": report})
-            scratch.guard()
+    with Scratch(processes.item, stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
+        blocks = shared_folder(scratch, processes)
+        sources, folders = ({fold: folder / str(fold) for fold in folds} for folder in (source, scratch.folder))
+        processes.main_first("averages", lambda: average_folds(sources, folders, params.last), scratch.guard)
+        predictor = open_predictor(student, params.batch_size, scratch, blocks)
+        parts = [part for fold in folds for part in predictor.parts(fold, sources[fold], folders[fold])]
+        predictor.predict(parts, processes)
+        if not processes.main:
+            return
+        for part in parts:
+            part.write(folders[part.fold])
+        publish(arch, sources, folders, target, scratch)
         scratch.finish()
+
+
+def publish(arch: str, sources: dict[int, Path], folders: dict[int, Path], target: Path, scratch: Scratch) -> None:
+    report = {str(fold): describe_fold(fold, sources[fold], folder) for fold, folder in folders.items()}
+    with write_folder_aside(target) as aside:
+        publish_folds(folders, aside)
+        write_json(aside / "metrics.json", {"folds": report})
+        scratch.guard()
     for fold, scores in report.items():
         log.info(f"average_weights {arch} fold {fold}: {scores['swa']:.4f} (last checkpoint {scores['last']:.4f})")
 
 
-def open_predictor(student: StudentParams, batch_size: int, scratch: Scratch) -> Predictor:
+def open_predictor(student: StudentParams, batch_size: int, scratch: Scratch, blocks: Path) -> Predictor:
     runtime = load_runtime()
     runtime.prepare_cpu()
     labeled = open_videos("labeled", student.encoder)
     folds, test = open_labeled(labeled), open_videos("test", student.encoder)
-    return Predictor(labeled, test, folds, student.inputs, batch_size, runtime.torch_device(), scratch.guard)
+    return Predictor(labeled, test, folds, student.inputs, batch_size, runtime.torch_device(), scratch.guard, blocks)
 
 
 def describe_fold(fold: int, source: Path, predicted: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,10 @@ from framefold.data.samples import read_columns, samples_path
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, read_categories, store_paths
 from framefold.errors import command
 from framefold.evaluation.pseudo_quality import out_of_fold_quality, pool_quality, write_quality
+from framefold.inference.blocks import BlockFolder, shared_folder
+from framefold.inference.processes import Processes
 from framefold.inference.pseudo_labelling import SoftLabels, label_pool
+from framefold.launch import on_several_processes
 from framefold.models.registry import load_model
 from framefold.params.base import load, load_value
 from framefold.params.pseudo_label import PseudoLabelParams
@@ -37,33 +39,38 @@ log = logging.getLogger(__name__)
 
 
 @command
+@on_several_processes
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     params, teacher = load(PseudoLabelParams), load(TeacherParams)
     per_fold, root, precision = (load_value(key) for key in ("pretrain.per_fold", "data.root", "precision"))
     runtime = load_runtime()
     runtime.prepare_cpu()
-    device = runtime.torch_device()
-    drop_unlisted(TEACHERS, teacher.folds)
+    device, processes = runtime.torch_device(), Processes("pseudo_label")
+    processes.main_first("tidy", lambda: drop_unlisted(TEACHERS, teacher.folds))
 
     stamp = {"params": [params.model_dump(), teacher.model_dump(mode="json")], "run": [per_fold, precision]}
     samples = [samples_path(split) for split in ("unlabeled", "test")]
     inputs = [FOLDS, CATEGORIES, TEACHERS, *samples, *store_paths("unlabeled", teacher.encoder)]
-    with Scratch("pseudo_label", stage_fingerprint(stamp, inputs, ["framefold.models.single_stream"])) as scratch:
+    with Scratch(processes.item, stage_fingerprint(stamp, inputs, ["framefold.models.single_stream"])) as scratch:
+        folder = shared_folder(scratch, processes)
         videos, categories = open_videos("unlabeled", teacher.encoder), read_categories()
         assigned, trained_folds = assign(teacher)
-        soft = SoftLabels(scratch.folder, len(videos), len(categories), len(teacher.folds), per_fold)
+        soft = SoftLabels(BlockFolder(folder, len(videos)), len(categories), sorted(teacher.folds), per_fold)
         label_pool(
-            {fold: load_model(TEACHERS / str(fold)) for fold in sorted(teacher.folds)},
+            {fold: load_model(TEACHERS / str(fold)) for fold in soft.teachers},
             videos.dataset(np.arange(len(videos)), teacher.inputs),
             assigned.teacher,
             soft,
             scratch,
+            processes,
             temperature=params.temperature,
             batch_size=params.batch_size,
             device=device,
             precision=resolve_precision(precision, device),
         )
+        if not processes.main:
+            return
         origin = {"n_folds": teacher.n_folds, "trained_folds": trained_folds}
         publish(soft, videos, assigned, origin, scratch)
         scratch.guard()
@@ -83,8 +90,7 @@ def assign(teacher: TeacherParams) -> tuple[Assignment, dict[int, list[int]]]:
 
 def publish(soft: SoftLabels, videos: Videos, assigned: Assignment, origin: dict[str, Any], scratch: Scratch) -> None:
     with write_folder_aside(PSEUDO) as aside:
-        for path in soft.files:
-            shutil.copyfile(path, aside / path.name)
+        soft.publish(aside)
         write_labels(aside, videos.ids, assigned, soft.hard_labels())
         write_json(aside / ORIGINS, origin)
         scratch.guard()

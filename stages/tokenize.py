@@ -73,7 +73,10 @@ def encode_split(tokenizer: Tokenizer, split: str, unit: Path, params: TextParam
     if not has_unit(unit):
         with write_unit(unit) as aside:
             batches = iterate_parquet(SAMPLES / f"{split}.parquet", ["id", *SEGMENTS], BATCH_SIZE)
-            counts = write_tokens(tokenizer, guarded(batches, guard), aside / f"{split}.arrow", params.max_tokens)
+            progress = Progress(f"tokenize {split}", total=None, unit="records")
+            store = aside / f"{split}.arrow"
+            counts = write_tokens(tokenizer, guarded(batches, guard), store, params.max_tokens, progress)
+            progress.close()
             segments = {name: counts[name].summary(params.max_tokens) for name in SEGMENTS}
             write_json(aside / "counts.json", {"unknown": unknown_share(counts), **segments})
     summary: dict[str, Any] = read_json(unit / "counts.json")

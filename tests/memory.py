@@ -22,7 +22,8 @@ def peak_memory(arguments: list[str], folder: Path) -> int:
         "    peak = re.search(r'VmHWM:\\s+(\\d+)', status)\n"
         "    print('peak', peak[1] if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'src'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

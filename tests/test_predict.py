@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from framefold.data.manifest import write_manifest
 from framefold.errors import UserError
-from framefold.inference import fold_models
+from framefold.inference.blocks import BlockFolder
 from framefold.inference.predict_command import run
 from framefold.inference.predictions import read_predictions, write_predictions
 from framefold.storage import read_json, sha256_of, write_json
@@ -180,22 +180,22 @@ def test_a_killed_stage_goes_on_behind_what_it_finished(project, monkeypatch):
     whole = digests(SWA)
     shutil.rmtree(SWA)
     written: list[str] = []
-    write = fold_models.write_predictions
+    write = BlockFolder.write
 
-    def dies(path, ids, logits):
-        if len(written) == 5:  # a fold has four files
+    def dies(self, number, block):
+        if len(written) == 5:  # a fold has four files of one block each
             raise KeyboardInterrupt
-        written.append(str(path))
-        write(path, ids, logits)
+        written.append(f"{self.folder} {number}")
+        write(self, number, block)
 
-    monkeypatch.setattr(fold_models, "write_predictions", dies)
+    monkeypatch.setattr(BlockFolder, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         tiny_project.run_stage("average_weights", "--arch", "single_stream")
     assert not SWA.exists()
-    monkeypatch.setattr(fold_models, "write_predictions", lambda p, *rest: (written.append(str(p)), write(p, *rest)))
+    written.append("not a block: the next one does not die")
     tiny_project.run_stage("average_weights", "--arch", "single_stream")
     assert digests(SWA) == whole
-    assert len(set(written)) == len(written)  # nothing was done twice
+    assert len(set(written)) == len(written) == 9  # nothing was done twice
     assert not Path(".scratch/average_weights@single_stream").exists()
 
 

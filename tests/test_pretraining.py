@@ -12,7 +12,9 @@ from framefold.data.pseudo_labels import MEAN, NOBODY, Assignment, open_pseudo_l
 from framefold.data.tokens import SpecialTokens
 from framefold.data.videos import open_videos
 from framefold.evaluation.pseudo_quality import pool_quality
-from framefold.inference.pseudo_labelling import DONE, SoftLabels, label_pool
+from framefold.inference.blocks import BlockFolder
+from framefold.inference.processes import Processes
+from framefold.inference.pseudo_labelling import SoftLabels, label_pool
 from framefold.models.registry import architecture, build_with_mlm_head
 from framefold.objectives.itm import mismatched_pairs
 from framefold.params.base import UserError, load, validate
@@ -171,11 +173,12 @@ def label_all(folder: Path, teacher: np.ndarray, batch_size: int = 16, per_teach
         for number, model in models.items():
             model.head.out.bias.copy_(torch.randn(len(CATEGORIES), generator=torch.Generator().manual_seed(number)))
     with Scratch("pseudo_label", {}) as scratch:
-        folder.mkdir(exist_ok=True)
-        soft = SoftLabels(folder, len(videos), len(CATEGORIES), len(models), per_teacher)
+        soft = SoftLabels(BlockFolder(folder / "blocks", len(videos)), len(CATEGORIES), list(models), per_teacher)
         dataset = videos.dataset(np.arange(len(videos)), load(StudentParams).inputs)
         settings = {"temperature": 1.0, "device": torch.device("cpu"), "precision": "fp32"}
-        label_pool(models, dataset, teacher, soft, scratch, batch_size=batch_size, **settings)
+        processes = Processes("pseudo_label")
+        label_pool(models, dataset, teacher, soft, scratch, processes, batch_size=batch_size, **settings)
+    soft.publish(folder)
     return soft
 
 
@@ -192,19 +195,19 @@ def test_soft_labels_are_the_mean_or_those_of_the_one_teacher_allowed(project):
 
 
 def test_interrupted_labelling_ends_with_the_same_bytes(project, monkeypatch):
-    monkeypatch.setattr("framefold.inference.pseudo_labelling.BLOCK", 32)
+    """After a kill some blocks are missing; after a power cut one is damaged. Only these are labelled again."""
+    monkeypatch.setattr("framefold.inference.blocks.BLOCK", 32)
     teacher = np.full(SIZES["unlabeled"], MEAN, np.int32)
-    whole = label_all(project / "whole", teacher)
-    half = label_all(project / "half", teacher)
-    done = 64
-    for path in half.files:  # what a kill in the third block leaves behind
-        content = np.load(path)
-        content[..., done:, :] = 7
-        np.save(path, content)
-    assert half.files[0].read_bytes() != whole.files[0].read_bytes()
-    write_json(project / "half" / DONE, {"rows": done})
+    label_all(project / "whole", teacher)
     label_all(project / "half", teacher)
-    assert [path.read_bytes() for path in half.files] == [path.read_bytes() for path in whole.files]
+    blocks = sorted((project / "half/blocks").iterdir())
+    blocks[1].unlink()
+    blocks[3].write_bytes(blocks[3].read_bytes()[:-1] + b"x")
+    kept = [block.stat().st_mtime_ns for block in (blocks[0], blocks[2], blocks[4])]
+    label_all(project / "half", teacher)
+    for name in ("soft.npy", "per_teacher.npy"):
+        assert (project / "half" / name).read_bytes() == (project / "whole" / name).read_bytes()
+    assert [block.stat().st_mtime_ns for block in (blocks[0], blocks[2], blocks[4])] == kept
 
 
 def pseudo_labels(project: Path) -> None:

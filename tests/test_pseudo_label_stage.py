@@ -23,7 +23,7 @@ ALLOWED, ALLOWED_PER_RECORD = 64 << 20, 64  # bytes that the peak may grow by, a
 
 def run(root: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "stages.pseudo_label"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -6,16 +6,17 @@ A batch is the same whenever, wherever and by whichever process it is made: work
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from framefold.data.array_files import ArrayFile
-from framefold.data.features import FeatureStore
 from framefold.data.order import bucketed_order, length_keys, token_cuts
 from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned
 from framefold.errors import UserError
@@ -58,6 +59,20 @@ class MeasuredSamples(Samples, Protocol):
         ...
 
 
+class Features(Protocol):
+    """What a batch needs of a FeatureStore; other holders of features do as well."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def counts(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def dim(self) -> int: ...
+
+    def iterate_ids(self) -> Iterator[pa.Array]: ...
+    def frames(self, row: int, indices: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.float16]: ...
+
+
 class VideoDataset:
     """Videos `rows` of a token store and a feature store, which must hold the same videos in the same order.
 
@@ -68,7 +83,7 @@ class VideoDataset:
     def __init__(
         self,
         tokens: TokenStore,
-        features: FeatureStore,
+        features: Features,
         rows: npt.NDArray[np.integer],
         inputs: InputParams,
         labels: npt.NDArray[np.integer] | None,

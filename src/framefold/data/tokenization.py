@@ -41,17 +41,20 @@ class SegmentCounts:
 
 
 def write_tokens(
-    tokenizer: Tokenizer, batches: Iterable[pa.RecordBatch], path: Path | str, max_tokens: int
+    tokenizer: Tokenizer,
+    batches: Iterable[pa.RecordBatch],
+    path: Path | str,
+    max_tokens: int,
+    progress: Progress | None = None,
 ) -> dict[str, SegmentCounts]:
     """Encode id, title, asr and ocr of record batches into a token store at `path`, at most `max_tokens` a segment."""
     counts = {name: SegmentCounts() for name in SEGMENTS}
-    progress = Progress(f"tokenize {Path(path).stem}", total=None, unit="records")
     with token_writer(path, tokenizer.special.size) as writer:
         for batch in chain.from_iterable(map(_pieces, batches)):
             columns = [_encode(tokenizer, batch[name].to_pylist(), max_tokens, counts[name]) for name in SEGMENTS]
             writer.write(batch["id"].cast(pa.string()), columns)
-            progress.add(batch.num_rows, also={"tokens": sum(len(column.values) for column in columns)})
-    progress.close()
+            if progress is not None:
+                progress.add(batch.num_rows, also={"tokens": sum(len(column.values) for column in columns)})
     return counts
 
 

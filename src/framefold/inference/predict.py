@@ -1,6 +1,6 @@
-"""A model's logits for the rows of a dataset, in their order."""
+"""Models' logits for the rows of a dataset, in their order."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,38 +15,40 @@ def predict_logits(
     model: nn.Module, dataset: VideoDataset, batch_size: int, device: torch.device | str, precision: str = "fp32"
 ) -> np.ndarray:
     """(N, C) float32 logits in the order of `dataset.rows`."""
-    blocks = list(iterate_logits(model, dataset, batch_size, device, precision))
-    return np.concatenate(blocks) if blocks else np.zeros((0, 0), dtype=np.float32)
-
-
-def iterate_logits(
-    model: nn.Module, dataset: VideoDataset, batch_size: int, device: torch.device | str, precision: str = "fp32"
-) -> Iterator[np.ndarray]:
-    """Blocks (<= BLOCK, C) of float32 logits in the order of `dataset.rows`, for sets too large to hold."""
     model.eval().to(device)
+    blocks = [np.zeros((0, 0), dtype=np.float32)]
     for start in range(0, len(dataset), BLOCK):
         positions = np.arange(start, min(start + BLOCK, len(dataset)))
-        yield block_logits(model, dataset, positions, batch_size, device, precision)
+        blocks += block_logits([model], dataset, positions, batch_size, device, precision)
+    return np.concatenate(blocks[1:] or blocks)
 
 
 @torch.inference_mode()
 def block_logits(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     dataset: VideoDataset,
     positions: np.ndarray,
     batch_size: int,
     device: torch.device | str,
     precision: str,
-) -> np.ndarray:
-    """Batches of like lengths, so that little is padded; logits (P, C) return in the order of `positions`."""
+) -> list[np.ndarray]:
+    """Each model's logits (P, C) float32, in the order of `positions`; the models are on `device`, in evaluation mode.
+
+    Batches are of like lengths, so that little is padded. A batch is read and moved once for all models.
+    """
     order = np.argsort(dataset.lengths(positions), kind="stable")
-    parts = []
+    parts: list[list[torch.Tensor]] = [[] for _ in models]
     for start in range(0, len(order), batch_size):
         batch = dataset.batch(positions[order[start : start + batch_size]])
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            parts.append(model(on_device).float())
-    logits = torch.cat(parts).cpu().numpy()
-    restored = np.empty_like(logits)
-    restored[order] = logits
-    return restored
+            for model, own in zip(models, parts, strict=True):
+                own.append(model(on_device).float())
+    return [restored(torch.cat(own).cpu().numpy(), order) for own in parts]
+
+
+def restored(logits: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Rows that stand in `order`, put back into their places."""
+    placed = np.empty_like(logits)
+    placed[order] = logits
+    return placed

@@ -1,38 +1,52 @@
 """`framefold predict`: from raw annotations and frames to a submission, with a bundle alone.
 
-Works in a temporary folder beside the output, on the same stores and through the same functions as the pipeline, so
-that the same videos get the same bytes: features rounded to float16, batches of the same composition, fp32 models.
+    annotations -> samples.parquet                        at once, in a temporary folder beside the output
+    frames -> decoded (worker processes) -> encoded       shard by shard, ahead of the students, in a thread
+    block of text and frames -> all students -> labels    in the main thread
+
+The functions and the blocks are the pipeline's own, so that the same videos get the same bytes: features rounded to
+float16, batches of the same composition, fp32 students. Nothing is held for longer than its block takes.
 """
 
+import contextlib
 import logging
+import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 
 from framefold.data.batches import VideoDataset
-from framefold.data.extraction import Part, extract, open_source
-from framefold.data.features import FeatureStore, write_store
-from framefold.data.images import read_encoder_config
+from framefold.data.extraction import Shard, iterate_shards, open_source
 from framefold.data.manifest import SplitManifest, layout_of, write_manifest
-from framefold.data.shards import KeptShards
 from framefold.data.tokenization import write_tokens
 from framefold.data.tokenizer import Tokenizer
 from framefold.data.tokens import TokenStore
 from framefold.errors import UserError
+from framefold.inference.block_stores import HeldFeatures, feature_blocks, text_blocks
 from framefold.inference.bundle import Bundle, encoder_folder, member_folder, read_bundle
-from framefold.inference.predict import BLOCK, iterate_logits
+from framefold.inference.overlap import Ahead, InTurn, has_room_ahead
+from framefold.inference.predict import BLOCK, block_logits
 from framefold.inference.predictions import mean_logits
 from framefold.inference.raw_videos import Intake, take_in
 from framefold.inference.submission import write_submission
 from framefold.models.registry import load_model
+from framefold.progress import Progress
 from framefold.runtime import load_runtime
-from framefold.storage import iterate_parquet
 
 SHOWN = 5  # ids named on stderr
+SHARDS_AHEAD = 1  # that wait; one more is being made, and one is being cut into blocks
+Shards = Ahead[tuple[list[str], Shard]] | InTurn[tuple[list[str], Shard]]
 log = logging.getLogger(__name__)
 
 
@@ -40,22 +54,41 @@ def run(data: Path, out: Path, bundle: Path) -> None:
     """Write `out` (id,category_id) for every video of `data`/annotations/test.json that has an id.
 
     Broken videos are predicted from what is left of them, and counted on stderr. Raises UserError when the bundle or
-    the annotations as a whole cannot be read.
+    the annotations as a whole cannot be read; SIGTERM and SIGINT end it as SystemExit, without leaving anything.
     """
-    started = time.monotonic()
     settings = read_bundle(bundle)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".framefold-predict-", dir=out.parent) as work:
+    with stopped_by_signals(), tempfile.TemporaryDirectory(prefix=".framefold-predict-", dir=out.parent) as work:
+        started = time.monotonic()
         root = index_frames(data, Path(work) / "data")
         samples = Path(work) / "test.parquet"
         listed = SplitManifest(root, "test")
         intake = take_in(data / "annotations" / "test.json", samples, listed, settings.max_text)
-        dataset = build_dataset(root, samples, Path(work), bundle, settings)
-        labels = predict_labels(dataset, bundle, settings, Path(work))
-        stored = [video for batch in iterate_parquet(samples, ["id"]) for video in batch.column("id").to_pylist()]
-    category = {video: settings.categories[label] for video, label in zip(stored, labels, strict=True)}
-    write_submission(out, ((video, category[video]) for video in intake.ids))
-    report(intake, out, time.monotonic() - started)
+        label = label_videos(root, samples, bundle, settings, len(intake.ids))
+        write_submission(out, ((video, settings.categories[label[video]]) for video in intake.ids))
+        report(intake, out, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT raise SystemExit in the main thread; a second one does not disturb the cleaning up."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python sets no handlers
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in handlers:
+            signal.signal(other, signal.SIG_IGN)
+        log.info(f"predict: stopped by {signal.Signals(number).name}")
+        raise SystemExit(128 + number)
+
+    handlers: dict[int, Any] = {}
+    handlers |= {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def index_frames(data: Path, root: Path) -> Path:
@@ -70,47 +103,100 @@ def index_frames(data: Path, root: Path) -> Path:
     return root
 
 
-def build_dataset(root: Path, samples: Path, work: Path, bundle: Path, settings: Bundle) -> VideoDataset:
-    """Token and feature stores in `work`, as `tokenize` and `extract_frames` build them."""
-    tokenizer = Tokenizer.load(bundle / "tokenizer")
-    write_tokens(tokenizer, iterate_parquet(samples), work / "test.arrow", settings.max_tokens)
-    encoder = encoder_folder(bundle, settings.encoder)
-    kept = KeptShards(work / "shards", read_encoder_config(encoder)["dim"])
-    source = open_source(root, "test", encoder, settings.max_frames, settings.encoder_batch_size, lambda: None)
-    with source as frames:
-        keys = extract(frames, samples, kept, "", Part(), lambda: None)
-    write_store(work / "features", kept, keys, {})
-    tokens, features = TokenStore(work / "test.arrow"), FeatureStore(work / "features")
-    return VideoDataset(tokens, features, np.arange(len(tokens)), settings.inputs, None, None, tokenizer.special)
-
-
-def predict_labels(dataset: VideoDataset, bundle: Path, settings: Bundle, work: Path) -> np.ndarray:
-    """(N,) label of each row. One model in memory at a time; the members' logits wait on disk in `work`."""
-    runtime, logits = load_runtime(), {}
-    runtime.prepare_cpu()
-    for arch in settings.archs:
-        for fold in settings.folds:
-            model = load_model(member_folder(bundle, arch, fold))
-            blocks = iterate_logits(model, dataset, settings.batch_size, runtime.torch_device())
-            logits[arch, fold] = store_blocks(
-                work / f"{arch}-{fold}.npy", blocks, len(dataset), len(settings.categories)
-            )
-    labels = np.empty(len(dataset), dtype=np.int64)
-    for start in range(0, len(dataset), BLOCK):
-        part = slice(start, start + BLOCK)
-        means = {arch: mean_logits([logits[arch, fold][part] for fold in settings.folds]) for arch in settings.archs}
-        labels[part] = settings.scores(means).argmax(axis=1)
+def label_videos(root: Path, samples: Path, bundle: Path, settings: Bundle, total: int) -> dict[str, int]:
+    """Label of each video in `samples`."""
+    load_runtime().prepare_cpu()
+    progress, encoding = Progress("predict", total, "videos"), Encoding(root, samples, bundle, settings)
+    labels: dict[str, int] = {}
+    with encoded(encoding) as shards:
+        students = load_students(bundle, settings)  # while the first shard is on its way
+        for frames, text in zip(feature_blocks(shards, BLOCK), text_blocks(samples, BLOCK), strict=True):
+            found = students.label(frames, text, samples.with_name("tokens.arrow"))
+            labels |= zip(text["id"].to_pylist(), found.tolist(), strict=True)
+            progress.add(len(found), shares(progress, encoding, shards), also={"frames": len(frames.features)})
+    progress.close(**shares(progress, encoding, shards))
     return labels
 
 
-def store_blocks(path: Path, blocks: Iterable[np.ndarray], rows: int, columns: int) -> np.ndarray:
-    """Consecutive blocks of rows as one memory-mapped array (rows, columns)."""
-    stored = np.memmap(path, np.float32, "w+", shape=(max(rows, 1), columns))[:rows]
-    start = 0
-    for block in blocks:
-        stored[start : start + len(block)] = block
-        start += len(block)
-    return stored
+@dataclass
+class Encoding:
+    """Encodes the videos of `samples` shard by shard; `frames` counts those that are done."""
+
+    root: Path
+    samples: Path
+    bundle: Path
+    settings: Bundle
+    frames: int = 0
+
+    def __call__(self, guard: Callable[[], None]) -> Generator[tuple[list[str], Shard], None, None]:
+        """What `guard` raises ends it: it is called before each batch."""
+        encoder, limits = encoder_folder(self.bundle, self.settings.encoder), self.settings
+        with open_source(self.root, "test", encoder, limits.max_frames, limits.encoder_batch_size, guard) as source:
+            under_way: deque[list[str]] = deque()  # the source reads ahead
+
+            def todo() -> Iterator[list[str]]:
+                for ids in iterate_shards(self.samples):
+                    under_way.append(ids)
+                    yield ids
+
+            for shard in source.shards(todo()):
+                self.frames += len(shard.features)
+                yield under_way.popleft(), shard
+
+
+def encoded(encoding: Encoding) -> Shards:
+    """Ahead of the students where they compute on a GPU, or where both have cores of their own."""
+    if load_runtime().torch_device().type == "cuda" or has_room_ahead():
+        return Ahead(encoding, SHARDS_AHEAD)
+    return InTurn(encoding)
+
+
+def shares(progress: Progress, encoding: Encoding, shards: Shards) -> dict[str, str]:
+    """How fast the encoder is while at work, and how much of the time the students waited for it."""
+    seconds = time.monotonic() - progress.started
+    return {
+        "encoder": f"{encoding.frames / max(shards.busy, 1e-9):.0f} frames/s",
+        "students_waited": f"{100 * shards.waited / max(seconds, 1e-9):.0f} %",
+    }
+
+
+@dataclass(frozen=True)
+class Students:
+    """All members of the bundle in memory, and what turns a block of videos into their batches."""
+
+    members: dict[tuple[str, int], Any]
+    tokenizer: Tokenizer
+    settings: Bundle
+    device: torch.device
+
+    def label(self, frames: HeldFeatures, text: pa.RecordBatch, tokens: Path) -> np.ndarray:
+        """(B,) labels of a block of videos; `tokens` is a file to put its token store in."""
+        logits = dict(zip(self.members, self.logits(self.dataset(frames, text, tokens)), strict=True))
+        folds, archs = self.settings.folds, self.settings.archs
+        means = {arch: mean_logits([logits[arch, fold] for fold in folds]) for arch in archs}
+        labels: np.ndarray = self.settings.scores(means).argmax(axis=1)
+        return labels
+
+    def dataset(self, frames: HeldFeatures, text: pa.RecordBatch, tokens: Path) -> VideoDataset:
+        tokens.unlink(missing_ok=True)  # that of the block before, which may still be mapped
+        write_tokens(self.tokenizer, [text], tokens, self.settings.max_tokens)
+        store, rows = TokenStore(tokens), np.arange(text.num_rows)
+        return VideoDataset(store, frames, rows, self.settings.inputs, None, None, self.tokenizer.special)
+
+    def logits(self, dataset: VideoDataset) -> list[np.ndarray]:
+        """(B, C) of every member."""
+        positions, batch_size = np.arange(len(dataset)), self.settings.batch_size
+        return block_logits(list(self.members.values()), dataset, positions, batch_size, self.device, "fp32")
+
+
+def load_students(bundle: Path, settings: Bundle) -> Students:
+    device = load_runtime().torch_device()
+    members = {
+        (arch, fold): load_model(member_folder(bundle, arch, fold)).to(device)
+        for arch in settings.archs
+        for fold in settings.folds
+    }
+    return Students(members, Tokenizer.load(bundle / "tokenizer"), settings, device)
 
 
 def report(intake: Intake, out: Path, seconds: float) -> None:
