@@ -77,6 +77,13 @@ def test_training_is_repeatable() -> None:
     assert train_vocabulary(lambda: sentences(300, 0), 150) == train_vocabulary(lambda: sentences(300, 0), 150)
 
 
+def test_vocabulary_does_not_depend_on_how_words_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one or all together."""
+    whole = train_vocabulary(lambda: sentences(300, 0), 150)
+    monkeypatch.setattr("framefold.data.tokenizer.COUNTED_TOGETHER", 1)
+    assert train_vocabulary(lambda: sentences(300, 0), 150) == whole
+
+
 def test_words_are_merged() -> None:
     """A frequent word is one token, so the vocabulary is more than characters."""
     tokenizer = train_or_load(params(), lambda: sentences(500, 0))

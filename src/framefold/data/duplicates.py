@@ -126,7 +126,7 @@ def join_by_text(groups: Groups, texts: ShingleStore, kept: np.ndarray, params: 
 def join_by_both(
     groups: Groups, texts: ShingleStore, hashes: np.ndarray, hashed: np.ndarray, params: DuplicateParams, guard: Guard
 ) -> None:
-    rows = rows_where(hashed.any(axis=1) & (texts.counts > 0))
+    rows = rows_where((texts.counts > 0) & hashed.any(axis=1))
     for band in range(STRICT_BANDS, STRICT_BANDS + LOOSE_BANDS):
         guard()
         for a, b in candidate_pairs(texts.band(band)[rows], rows, params.max_bucket):

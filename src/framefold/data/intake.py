@@ -158,8 +158,8 @@ class Intake:
         """S20 [n]."""
         ids = np.empty(self.n, ID)
         for split, draft in self.drafts.items():
-            with open(draft.folder / "ids", "rb", buffering=0) as file:
-                file.readinto(ids[self.rows(split)].view(np.uint8))
+            with open(draft.folder / "ids", "rb") as file:
+                file.readinto(memoryview(ids[self.rows(split)].view(np.uint8)))
         return ids
 
     def write_rejects(self, rejects: RowWriter) -> np.ndarray:
@@ -170,9 +170,9 @@ class Intake:
                     rejects.add(*row)
         ids = self.ids()
         first = first_of_id(ids)
-        for row in np.flatnonzero(~first).tolist():
-            split = next(split for split in ORDER if row < self.rows(split).stop)
-            rejects.add(split, f"annotations/{split}.json", ids[row].decode(), DUPLICATE_ID)
+        for number in np.flatnonzero(~first).tolist():
+            split = next(split for split in ORDER if number < self.rows(split).stop)
+            rejects.add(split, f"annotations/{split}.json", ids[number].decode(), DUPLICATE_ID)
             self.reasons[split][DUPLICATE_ID] += 1
         return first
 

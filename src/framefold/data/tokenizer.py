@@ -29,6 +29,7 @@ REPLACEMENTS = (
     (rf"({SYMBOL})(?=\1)", ""),
 )
 MIN_COUNT = 2  # of an entry in a trained vocabulary: what is seen once is chance, and teaches what [UNK] is like
+COUNTED_TOGETHER = 50_000  # distinct words: most repeat soon, and memory stays constant
 LONGEST_WORD = 100  # characters; BERT's own limit, beyond it a word is [UNK]
 Texts = Callable[[], Iterable[str]]
 
@@ -129,18 +130,28 @@ def train_vocabulary(texts: Texts, size: int) -> list[str]:
 def _characters(texts: Texts, budget: int) -> list[str]:
     """Characters by falling frequency, each with its `##` form if it is ever not the first of its word."""
     pipeline = _pipeline(models.WordPiece(unk_token=SPECIAL_NAMES["unk"]), lowercase=True)
-    first: Counter[str] = Counter()
-    inner: Counter[str] = Counter()
+    words, first, inner = Counter[str](), Counter[str](), Counter[str]()
     for text in texts():
-        for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(text)):
-            first[word[0]] += 1
-            inner.update(word[1:])
+        split = pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(text))
+        words.update(word for word, _ in split)
+        if len(words) > COUNTED_TOGETHER:
+            count_characters(words, first, inner)
+    count_characters(words, first, inner)
     entries: list[str] = []
     for character, count in sorted((first + inner).items(), key=lambda item: (-item[1], item[0])):
         forms = [character, f"##{character}"] if character in inner else [character]
         if count >= MIN_COUNT and len(entries) + len(forms) <= budget:
             entries += forms
     return entries
+
+
+def count_characters(words: Counter[str], first: Counter[str], inner: Counter[str]) -> None:
+    """Add the first and the other characters of counted words, which are then forgotten."""
+    for word, count in words.items():
+        first[word[0]] += count
+        for character in word[1:]:
+            inner[character] += count
+    words.clear()
 
 
 def _pipeline(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokenizer:
