@@ -124,7 +124,7 @@ def test_blocks_do_not_depend_on_how_videos_came(sizes):
     made = shards(sizes)
     blocks = list(feature_blocks(made, 4))
     ids = [video for ids, _ in made for video in ids]
-    assert [block.ids.to_pylist() for block in blocks] == [ids[i : i + 4] for i in range(0, len(ids), 4)]
+    assert [block.ids for block in blocks] == [ids[i : i + 4] for i in range(0, len(ids), 4)]
     frames = [block.frames(row) for block in blocks for row in range(len(block))]
     counts = [n for _, shard in made for n in shard.n_frames]
     expected = np.split(np.concatenate([shard.features for _, shard in made]), np.cumsum(counts)[:-1]) if counts else []

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from framefold.data import extraction
+from framefold.data import extraction, shards
 from framefold.errors import UserError
 from framefold.inference import predict_command
 from framefold.inference.predict_command import run
@@ -42,7 +42,8 @@ def room(request, monkeypatch):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Shards of seven videos, and blocks of sixteen of them."""
-    monkeypatch.setattr(extraction, "SHARD_VIDEOS", 7)
+    monkeypatch.setattr(shards, "MIN_VIDEOS", 7)
+    monkeypatch.setattr(shards, "MAX_VIDEOS", 7)
     monkeypatch.setattr(predict_command, "BLOCK", 16)
 
 
@@ -60,15 +61,15 @@ def test_no_videos_are_an_empty_submission(project):
 
 def test_an_error_while_encoding_ends_the_command_with_its_line(project, small_blocks, monkeypatch):
     """In the second shard, while students are at work: a zip that was changed under way."""
-    shard, calls = extraction.EncodedFrames.shard, []
+    shard, calls = extraction.EncodedFrames._shard, []
 
-    def fails(self, ids):
+    def fails(self, ids, videos):
         calls.append(ids)
         if len(calls) == 4:
             raise UserError("raw/zip_frames: changed under way")
-        return shard(self, ids)
+        return shard(self, ids, videos)
 
-    monkeypatch.setattr(extraction.EncodedFrames, "shard", fails)
+    monkeypatch.setattr(extraction.EncodedFrames, "_shard", fails)
     with pytest.raises(UserError, match="changed under way"):
         run(Path("raw"), Path("out.csv"), Path("models/ensemble"))
     assert not Path("out.csv").exists()
@@ -77,9 +78,15 @@ def test_an_error_while_encoding_ends_the_command_with_its_line(project, small_b
 
 def test_an_error_of_the_students_ends_the_encoder(project, small_blocks, monkeypatch):
     calls = []
-    monkeypatch.setattr(extraction, "SHARD_VIDEOS", 1)
-    shard = extraction.EncodedFrames.shard
-    monkeypatch.setattr(extraction.EncodedFrames, "shard", lambda self, ids: (calls.append(ids), shard(self, ids))[1])
+    monkeypatch.setattr(shards, "MIN_VIDEOS", 1)
+    monkeypatch.setattr(shards, "MAX_VIDEOS", 1)
+    shard = extraction.EncodedFrames._shard
+
+    def counted(self, ids, videos):
+        calls.append(ids)
+        return shard(self, ids, videos)
+
+    monkeypatch.setattr(extraction.EncodedFrames, "_shard", counted)
 
     def fails(*arguments):
         raise MemoryError
@@ -141,7 +148,7 @@ def main(room: bool) -> None:
         while True:
             time.sleep(0.05)
 
-    extraction.SHARD_VIDEOS, predict_command.BLOCK = 7, 16
+    shards.MIN_VIDEOS, shards.MAX_VIDEOS, predict_command.BLOCK = 7, 7, 16
     predict_command.block_logits, predict_command.has_room_ahead = slow, lambda: room
     run(Path("raw"), Path("out.csv"), Path("models/ensemble"))
 
