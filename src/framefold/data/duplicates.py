@@ -76,7 +76,7 @@ def group_duplicates(
 def join_by_frames(
     groups: Groups, hashes: np.ndarray, hashed: np.ndarray, params: DuplicateParams, guard: Guard
 ) -> None:
-    rows = rows_where(hashed.all(axis=1))
+    rows = rows_where(hashed[:, 0] & hashed[:, 1])
     for mask in piece_masks():
         guard()
         for a, b in candidate_pairs(piece_keys(hashes, rows, mask), rows, params.max_bucket):

@@ -159,7 +159,7 @@ class Intake:
         ids = np.empty(self.n, ID)
         for split, draft in self.drafts.items():
             with open(draft.folder / "ids", "rb") as file:
-                file.readinto(memoryview(ids[self.rows(split)].view(np.uint8)))
+                file.readinto(ids[self.rows(split)].view(np.uint8).data)
         return ids
 
     def write_rejects(self, rejects: RowWriter) -> np.ndarray:
