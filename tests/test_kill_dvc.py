@@ -1,4 +1,6 @@
-"""DVC is killed while it hashes and caches outputs: .venv/bin/python -m pytest -m "medium or slow" tests/test_kill_dvc.py
+"""DVC is killed while it hashes and caches outputs.
+
+.venv/bin/python -m pytest -m "medium or slow" tests/test_kill_dvc.py
 
 The stage has ended by then, so nothing of ours is at work; what must hold is that DVC starts over without harm.
 """
