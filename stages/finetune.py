@@ -61,7 +61,7 @@ def main() -> None:
             seed=seed,
             precision=precision,
             scratch=scratch,
-            after_epoch=judge(data, scratch.folder),
+            after_epoch=judge(data, scratch),
         )
         if is_main_process():
             publish(Path("models/finetune") / arch / str(fold), result, params, data, scratch)
@@ -75,13 +75,14 @@ def warm_student(arch: str, student: StudentParams, size: Any, source: Path, vid
     return model
 
 
-def judge(data: FoldData, folder: Path) -> Callable[[int, nn.Module, nn.Module], dict[str, float]]:
+def judge(data: FoldData, scratch: Scratch) -> Callable[[int, nn.Module, nn.Module], dict[str, float]]:
     """After an epoch: keep its EMA weights, score them and the raw ones on the fold."""
     device = load_runtime().torch_device()
 
     def after_epoch(epoch: int, raw: nn.Module, ema: nn.Module) -> dict[str, float]:
         scores = {"raw": data.score(data.logits(raw, device)), "ema": data.score(data.logits(ema, device))}
-        save_weights(folder / checkpoint(epoch), ema)
+        with scratch.sealed(checkpoint(epoch)) as path:
+            save_weights(path, ema)
         log.info(f"epoch {epoch + 1}: fold score {scores['ema']:.4f} (EMA), {scores['raw']:.4f} (raw weights)")
         return scores
 

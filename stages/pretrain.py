@@ -56,7 +56,8 @@ def main() -> None:
                 start_from_topics(model.backbone, student.text, pool.training.rows, seed)
                 result = pretrain(model, pool, params, seed, precision, own)
                 if is_main_process():
-                    keep(scratch.folder / variant, result, pool, params, own)
+                    with scratch.sealed(variant) as folder:
+                        keep(folder, result, pool, params, own)
                 own.finish()
         if is_main_process():
             publish(scratch, list(variants), Path("models/pretrain") / arch)

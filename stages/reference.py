@@ -76,7 +76,7 @@ def fit(
     path = scratch.folder / f"{name}.npz"
     if not path.is_file():
         scores = probe_scores(pool.take(rows), labeled.labels[rows], others, len(labeled.categories), params)
-        with write_aside(path) as aside, open(aside, "wb") as file:
+        with scratch.sealed(path.name), write_aside(path) as aside, open(aside, "wb") as file:
             arrays: dict[str, Any] = {f"{view}-{i}": part for view in VIEWS for i, part in enumerate(scores[view])}
             np.savez(file, **arrays)
         log.info(f"reference: {name} fitted on {len(rows)} videos")

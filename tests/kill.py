@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from conftest import Project
 
 WAIT = 120.0  # seconds that a stage may take; several of them run within one on a quiet machine
 STOPPING = 30.0  # seconds that a stage and its workers may take to end after a signal
+MARK = "FRAMEFOLD_TEST_RUN"
 BESIDE = {"data/demo/annotations": "data/demo"}  # frames, which DVC does not track, belong to this output
 Bytes = dict[str, bytes]  # by path below the project
 
@@ -90,15 +92,16 @@ def left_behind(project: Project) -> list[str]:
 
 
 class Running:
-    """A stage's process in a session of its own, by which its workers are found whoever their parent is."""
+    """A stage's process in a group of its own, and a mark in its environment by which its workers are found, whoever
+    their parent is by then."""
 
     def __init__(self, project: Project, command: list[str], log: Path):
-        self.log = log
+        self.log, self.mark = log, uuid.uuid4().hex
         with log.open("w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
                 command,
                 cwd=project.path,
-                env=project.environment,
+                env=project.environment | {MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -127,18 +130,18 @@ class Running:
 
     def wait_for_workers(self) -> None:
         deadline = time.monotonic() + STOPPING
-        while alive := self.session():
+        while alive := self.processes():
             assert time.monotonic() < deadline, f"{self.process.args} has left {[p.cmdline() for p in alive]}"
             time.sleep(0.05)
 
-    def session(self) -> list[psutil.Process]:
-        """Processes of the session that are at work."""
+    def processes(self) -> list[psutil.Process]:
+        """The stage's process and all that it has started, as far as they are at work."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
-            return os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE
-        except (ProcessLookupError, psutil.Error):
+            return process.environ().get(MARK) == self.mark
+        except psutil.Error:  # a zombie, or not ours to read
             return False
 
 
@@ -149,8 +152,9 @@ def started(project: Project, command: list[str]) -> Iterator[Running]:
     try:
         yield running
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.process.pid, signal.SIGKILL)
+        for process in running.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         running.process.wait()
 
 

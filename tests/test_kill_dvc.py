@@ -1,4 +1,6 @@
-"""DVC is killed while it hashes and caches outputs: .venv/bin/python -m pytest -m "medium or slow" tests/test_kill_dvc.py
+"""DVC is killed while it hashes and caches outputs.
+
+.venv/bin/python -m pytest -m "medium or slow" tests/test_kill_dvc.py
 
 The stage has ended by then, so nothing of ours is at work; what must hold is that DVC starts over without harm.
 """
@@ -18,7 +20,7 @@ import pytest
 from conftest import Project, SmokeRun
 from kill import Bytes, Stage, content, left_behind, remove, stages_of
 
-OVERRIDE = "text.max_tokens=40"  # other token stores, and the folder of the tokenizer beside them
+OVERRIDE = "text.max_tokens=16"  # as few as the smoke profile can have: other token stores beside the same tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,8 @@ class Case:
 def case(smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> Case:
     project = smoke_run.project.copy(tmp_path_factory.mktemp("hashing") / "project")
     project.profile("smoke", OVERRIDE)
-    stage, undisturbed = (
-        stages_of(project)["tokenize"],
-        project.copy(tmp_path_factory.mktemp("undisturbed") / "project"),
-    )
+    stage = stages_of(project)["tokenize"]
+    undisturbed = project.copy(tmp_path_factory.mktemp("undisturbed") / "project")
     seconds = repro(undisturbed, stage, None)
     whole = content(undisturbed, stage)
     assert whole != content(project, stage)

@@ -5,6 +5,7 @@ Two processes train together on the CPU. They give the same bytes every time, so
 
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 import time
@@ -49,7 +50,7 @@ def finish(project: Project, stage: Stage) -> str:
 
 
 def process_of(running: Running, rank: int) -> psutil.Process:
-    (found,) = [process for process in running.session() if process.environ().get("RANK") == str(rank)]
+    (found,) = [process for process in running.processes() if process.environ().get("RANK") == str(rank)]
     return found
 
 
@@ -65,6 +66,7 @@ def at_work(project: Project, stage: Stage, running: Running) -> None:
 def cut_short(project: Project, stage: Stage, command: list[str], kill: Callable[[Running], None]) -> tuple[int, str]:
     """Exit code and output of a run that is killed in the middle; nothing of it is left, and nothing is published."""
     remove(project, stage)
+    shutil.rmtree(project.path / ".scratch", ignore_errors=True)
     with started(project, command) as running:
         at_work(project, stage, running)
         kill(running)

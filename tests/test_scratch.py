@@ -146,6 +146,34 @@ def test_a_broken_stamp_drops_the_state_with_a_warning(caplog: pytest.LogCapture
     assert "stamp.json: damaged, so unfinished work is dropped" in caplog.text
 
 
+@pytest.mark.parametrize("damage", ["flip", "missing"])
+@pytest.mark.parametrize("name", ["weights", "folder/weights"])
+def test_a_damaged_file_of_the_stage_drops_all_with_a_warning(
+    name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is copied into an output must be what was written."""
+    with Scratch("item", {}) as scratch, scratch.sealed(name.split("/")[0]):
+        path = scratch.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"weights")
+    owned({})
+    assert path.exists()
+    path.write_bytes(b"weighty") if damage == "flip" else path.unlink()
+    owned({})
+    assert f"{name.split('/')[0]}: damaged, so unfinished work is dropped" in caplog.text
+    assert not path.exists()
+
+
+def test_a_file_that_is_being_written_again_is_not_called_damaged() -> None:
+    with Scratch("item", {}) as scratch, scratch.sealed("weights") as path:
+        path.write_bytes(b"first")
+    with Scratch("item", {}) as scratch, contextlib.suppress(KeyError), scratch.sealed("weights") as path:
+        path.write_bytes(b"second")
+        raise KeyError  # killed before it was sealed
+    owned({})
+    assert path.read_bytes() == b"second"
+
+
 def test_finish_leaves_nothing_to_resume() -> None:
     with Scratch("item", {"params": 1}) as scratch:
         scratch.save(STATE)

@@ -12,6 +12,7 @@ it. It is stamped with a fingerprint of params, inputs and code, and removed whe
 ...     scratch.finish()
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -23,13 +24,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
 from framefold.errors import UserError, is_disk_full
-from framefold.fingerprint import code_fingerprint, stage_fingerprint
+from framefold.fingerprint import code_fingerprint, content_digest, stage_fingerprint
 from framefold.parent import ParentWatch
 from framefold.runtime import is_main_process
 from framefold.storage import write_json
@@ -39,6 +40,7 @@ __all__ = ["OrphanedError", "Scratch", "code_fingerprint", "stage_fingerprint"]
 log = logging.getLogger(__name__)
 
 STAMP = "stamp.json"
+SEAL = ".seal"  # holds the digest of the file or folder that it is named after
 CHECKPOINT = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{32})\.pt")
 PARENT_SECONDS = 1.0  # between looks at the parent process
 
@@ -152,14 +154,32 @@ class Scratch:
         except (OSError, ValueError):
             log.warning("%s: damaged, so unfinished work is dropped", stamp)
             found = None
-        if found == self.fingerprint:
+        if found == self.fingerprint and self._is_whole():
             return
-        if found is not None:
+        if found is not None and found != self.fingerprint:
             changed = sorted(key for key in self.fingerprint | found if self.fingerprint.get(key) != found.get(key))
             log.info("%s: unfinished work dropped, made with other %s", self.item, ", ".join(changed))
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_json(stamp, self.fingerprint)
+
+    # ---- files of the stage's own
+
+    @contextlib.contextmanager
+    def sealed(self, name: str) -> Iterator[Path]:
+        """Yield the path of a file or folder to write in `folder`. A later run that finds it damaged starts over."""
+        seal = self.folder / f"{name}{SEAL}"
+        seal.unlink(missing_ok=True)
+        yield self.folder / name
+        write_json(seal, content_digest(self.folder / name))
+
+    def _is_whole(self) -> bool:
+        for seal in sorted(self.folder.glob(f"*{SEAL}")):
+            path = self.folder / seal.name.removesuffix(SEAL)
+            if seal.read_text(encoding="utf-8").strip() != json.dumps(content_digest(path)):
+                log.warning("%s: damaged, so unfinished work is dropped", path)
+                return False
+        return True
 
     def finish(self) -> None:
         """The outputs are published: remove the folder."""
