@@ -16,10 +16,11 @@ from framefold.params.base import load, load_value
 from framefold.params.text import TextParams
 from framefold.progress import Progress
 from framefold.scratch import Scratch, stage_fingerprint
-from framefold.storage import iterate_parquet, read_json, write_folder_aside, write_json
+from framefold.storage import count_rows, iterate_parquet, read_json, write_folder_aside, write_json
 
 SAMPLES, TOKENS, TOKENIZER = Path("data/samples"), Path("data/tokens"), Path("models/tokenizer")
 POOL = ("labeled", "unlabeled")  # text alone, no labels; the test split never shapes the vocabulary
+MAX_RECORDS = 100_000  # that a vocabulary is trained on: the trainer holds every distinct word of them
 AFTERWARDS = {"max_unknown"}  # params that what is kept in scratch does not depend on
 Guard = Callable[[], None]
 log = logging.getLogger(__name__)
@@ -58,13 +59,17 @@ def make_tokenizer(params: TextParams, unit: Path, guard: Guard) -> Tokenizer:
 
 
 def pool_texts(guard: Guard) -> Iterator[str]:
-    """One pass over the pool's text. Called twice: characters are counted, then pairs."""
+    """One pass over the pool's text, evenly thinned. Called twice: characters are counted, then pairs."""
     progress = Progress("vocabulary: reading the pool", total=None, unit="records")
-    for split in POOL:
-        for batch in guarded(iterate_parquet(SAMPLES / f"{split}.parquet", list(SEGMENTS), BATCH_SIZE), guard):
-            for column in batch.columns:
+    paths = [SAMPLES / f"{split}.parquet" for split in POOL]
+    step, seen = -(-sum(map(count_rows, paths)) // MAX_RECORDS), 0
+    for path in paths:
+        for batch in guarded(iterate_parquet(path, list(SEGMENTS), BATCH_SIZE), guard):
+            chosen = batch.take(pa.array(range(-seen % step, batch.num_rows, step), pa.int64()))
+            seen += batch.num_rows
+            for column in chosen.columns:
                 yield from filter(None, column.to_pylist())
-            progress.add(batch.num_rows)
+            progress.add(chosen.num_rows)
     progress.close()
 
 

@@ -13,7 +13,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,7 +180,7 @@ class Killer:
 
     project: Project
     stage: Stage
-    whole: Bytes  # its outputs
+    whole: Bytes = field(repr=False)  # its outputs
     seed: int
 
     def __post_init__(self) -> None:
@@ -200,7 +200,8 @@ class Killer:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.process.wait(seconds)
             hit = running.kill(blow.signal, group=blow.group)
-        assert half_written(self.project, self.stage, self.whole) == []
+        torn = half_written(self.project, self.stage, self.whole)
+        assert not torn, f"half written: {torn}"
         return hit
 
     def finish(self) -> str:

@@ -1,4 +1,4 @@
-"""DVC is killed while it hashes and caches outputs.
+"""DVC is killed while it hashes and caches outputs: pytest -m "medium or slow" tests/test_kill_dvc.py
 
 .venv/bin/python -m pytest -m "medium or slow" tests/test_kill_dvc.py
 

@@ -20,6 +20,7 @@ from framefold.data.tokens import SEGMENTS, TokenStore, check_aligned, read_spec
 from framefold.errors import UserError
 from framefold.params.text import TextParams
 from framefold.storage import read_json, sha256_of, write_parquet
+from stages import tokenize
 from stages.tokenize import main as run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,6 +187,18 @@ def test_damaged_store_is_one_line(tmp_path: Path, damage: bytes | None) -> None
         (tmp_path / "x.arrow").write_bytes(damage)
     with pytest.raises(UserError, match=r"x\.arrow: not a token store"):
         TokenStore(tmp_path / "x.arrow")
+
+
+def test_a_large_pool_is_thinned_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third of seven labelled and eleven unlabelled records, counted on from split to split and batch to batch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tokenize, "MAX_RECORDS", 6)
+    monkeypatch.setattr(tokenize, "BATCH_SIZE", 4)
+    for split, numbers in (("labeled", range(7)), ("unlabeled", range(7, 18))):
+        table = pa.table({name: [f"{name}{number}" for number in numbers] for name in SEGMENTS})
+        write_parquet(Path(f"data/samples/{split}.parquet"), table)
+    texts = set(tokenize.pool_texts(lambda: None))
+    assert texts == {f"{name}{number}" for name in SEGMENTS for number in range(0, 18, 3)}
 
 
 def test_stores_of_different_videos_are_not_joined() -> None:

@@ -53,7 +53,7 @@ def test_a_signal_goes_before_the_worker_that_it_ended_too(tmp_path: Path) -> No
 
 
 def test_the_guard_stops_the_work_that_has_not_begun(tmp_path: Path) -> None:
-    """It is asked while a task is at work; of five in flight, no more than two had been handed to the worker."""
+    """Of five in flight one may be done, one at work, two wait in the worker's own queue; the fifth never begins."""
     started = time.monotonic()
 
     def guard() -> None:
@@ -62,4 +62,4 @@ def test_the_guard_stops_the_work_that_has_not_begun(tmp_path: Path) -> None:
 
     with pytest.raises(Stopped):
         list(map_in_processes(note_slowly, [tmp_path / str(number) for number in range(9)], 1, guard))
-    assert len(list(tmp_path.iterdir())) <= 3
+    assert len(list(tmp_path.iterdir())) <= 4

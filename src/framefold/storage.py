@@ -155,6 +155,13 @@ def iterate_parquet(
         raise UserError(f"{path}: cannot be read as Parquet ({error}); rebuild it with `dvc repro`") from None
 
 
+def count_rows(path: Path | str) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}); rebuild it with `dvc repro`") from None
+
+
 def read_parquet(path: Path | str, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
