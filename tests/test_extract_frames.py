@@ -297,6 +297,22 @@ def test_the_number_of_processes_does_not_change_a_byte(project: MiniRoot, proce
     assert content() == expected
 
 
+@pytest.mark.medium
+def test_the_stage_can_start_itself_several_times(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FRAMEFOLD_PROCESSES in place of a launcher. One shard: the other process has nothing to do and ends well."""
+    cut_every(monkeypatch, 2048)
+    run()
+    expected = content()
+    start_anew()
+    root = Path(__file__).parent.parent
+    own = {"PYTHONPATH": f"{root}:{root / 'src'}", "FRAMEFOLD_PROCESSES": "2"}
+    own["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    command = [sys.executable, "-m", "stages.extract_frames", "--encoder", "small", "--split", "unlabeled"]
+    result = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert content() == expected
+
+
 def torchrun(processes: int) -> None:
     """The stage as processes side by side, with shards of four videos."""
     launcher = [

@@ -120,6 +120,21 @@ def test_students_are_averaged_and_predict_the_same_in_any_number_of_processes(t
     assert digests(target) == whole
 
 
+@pytest.mark.medium
+def test_a_stage_that_starts_itself_several_times_gives_the_same_bytes(tmp_path):
+    """FRAMEFOLD_PROCESSES in place of torchrun: the processes meet without a launcher of torch's."""
+    root, found = project(tmp_path), []
+    for processes in (1, 2):
+        shutil.rmtree(root / "data/pseudo", ignore_errors=True)
+        own = {"PYTHONPATH": f"{ROOT}:{ROOT}/src", "OMP_NUM_THREADS": "1", "FRAMEFOLD_PROCESSES": str(processes)}
+        command = [sys.executable, "-m", "stages.pseudo_label"]
+        result = subprocess.run(command, cwd=root, env=os.environ | own, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        assert ("processes 2" in result.stdout) == (processes == 2)
+        found.append(outputs(root))
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 def test_others_wait_for_the_main_process_of_their_own_start(tmp_path):
     """Scratch of other params lies there, whole; the main process comes late. Nothing of the old is used or counted."""

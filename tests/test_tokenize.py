@@ -190,7 +190,7 @@ def test_damaged_store_is_one_line(tmp_path: Path, damage: bytes | None) -> None
 
 
 def test_a_large_pool_is_thinned_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every third of seven labelled and eleven unlabelled records, counted on from split to split and batch to batch."""
+    """Every third of seven and eleven records, counted on from split to split and from batch to batch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tokenize, "MAX_RECORDS", 6)
     monkeypatch.setattr(tokenize, "BATCH_SIZE", 4)
