@@ -45,23 +45,31 @@ def main() -> None:
     seed, precision = load_value("seed"), load_value("precision")
     target = Path("models/clip") / name
     load_runtime().prepare_cpu()
-    if read_layout(root) == "zip_feats":
-        publish_given(target, given_dim(root))
-        return
-    seed_everything(seed)
-    encoder = load_vision_encoder(params)
-    if params.adapt.epochs == 0 or params.library == "timm":
-        log.info(f"{name}: as it came" + (", timm towers are not adapted" if params.adapt.epochs else ""))
-        publish(target, encoder, {}, [], 0)
-        return
     stamp = {"params": params.model_dump(mode="json"), "run": [seed, precision]}
     inputs = [root / NAME, FOLDS, TOKENIZER, TOKENS, *map(samples_path, SPLITS)]
     with Scratch(f"adapt_clip@{name}", stage_fingerprint(stamp, inputs)) as scratch:
-        report, result = adapt(encoder, params, root, seed, precision, scratch)
-        if is_main_process():
-            log.info(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in report.items())}")
-            publish(target, result.ema.encoder, report, result.history, params.adapt.epochs, scratch)  # type: ignore[arg-type]
+        if read_layout(root) == "zip_feats":
+            if is_main_process():
+                publish_given(target, given_dim(root), scratch)
+        else:
+            seed_everything(seed)
+            train_and_publish(target, load_vision_encoder(params), params, root, seed, precision, scratch)
         scratch.finish()
+
+
+def train_and_publish(
+    target: Path, encoder: VisionEncoder, params: EncoderParams, root: Path, seed: int, precision: str, scratch: Scratch
+) -> None:
+    """In all processes; the main one publishes. With nothing to train the encoder is published as it came."""
+    if params.adapt.epochs == 0 or params.library == "timm":
+        log.info(f"{target.name}: as it came" + (", timm towers are not adapted" if params.adapt.epochs else ""))
+        if is_main_process():
+            publish(target, encoder, {}, [], 0, scratch)
+        return
+    report, result = adapt(encoder, params, root, seed, precision, scratch)
+    if is_main_process():
+        log.info(f"{target.name}: {', '.join(f'{key} {value:.4g}' for key, value in report.items())}")
+        publish(target, result.ema.encoder, report, result.history, params.adapt.epochs, scratch)  # type: ignore[arg-type]
 
 
 def adapt(
@@ -131,17 +139,16 @@ def publish(
     report: dict[str, float],
     history: list[dict[str, float]],
     epochs: int,
-    scratch: Scratch | None = None,
+    scratch: Scratch,
 ) -> None:
     with write_folder_aside(target) as aside:
         save_encoder(aside, encoder, adapted_epochs=epochs)
         write_curves(aside / "curves.csv", history)
         write_json(aside / "metrics.json", {"epochs": epochs, **report})
-        if scratch is not None:
-            scratch.guard()
+        scratch.guard()
 
 
-def publish_given(target: Path, dim: int) -> None:
+def publish_given(target: Path, dim: int, scratch: Scratch) -> None:
     """Layout zip_feats brings features: no encoder is needed, and its folder says so."""
     log.info(f"{target.name}: not needed, the data brings features of {dim} dimensions")
     with write_folder_aside(target) as aside:
@@ -149,6 +156,7 @@ def publish_given(target: Path, dim: int) -> None:
         write_json(aside / "config.json", config)
         write_curves(aside / "curves.csv", [])
         write_json(aside / "metrics.json", {"epochs": 0})
+        scratch.guard()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ nothing: several machines that see the same folder share a split so. Several pro
 
 import argparse
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from framefold.data.extraction import Part, await_shards, extract, open_source
 from framefold.data.features import write_store
@@ -20,8 +22,10 @@ from framefold.params.base import load
 from framefold.params.data import DataParams
 from framefold.params.encoders import EncoderParams
 from framefold.runtime import is_main_process, load_runtime, rank, world
-from framefold.scratch import Scratch, stage_fingerprint
+from framefold.scratch import Scratch, code_fingerprint, stage_fingerprint
 from framefold.storage import fingerprint_of
+
+LIBRARIES = ("numpy", "open_clip_torch", "pillow", "timm", "torch", "torchvision")
 
 
 @command
@@ -38,8 +42,7 @@ def main() -> None:
     root, encoder = Path(load(DataParams).root), Path("models/clip") / args.encoder
     samples, config = Path("data/samples") / f"{args.split}.parquet", read_encoder_config(encoder)
     sampling = {"frames": "uniform", "max_frames": params.max_frames, "batch_size": params.batch_size}
-    modules = ["framefold.models.vision"]
-    recipe = fingerprint_of(stage_fingerprint(sampling, [encoder], modules))
+    modules = ["framefold.models.vision", "framefold.models.jpeg_decoder"]
     stamp = stage_fingerprint(sampling, [root / NAME, samples, encoder], modules)
 
     item = f"{args.encoder}-{args.split}"
@@ -47,6 +50,7 @@ def main() -> None:
     mine = Part(shared.number * world() + rank(), shared.of * world())
     own_lock = f"extract_frames@{item}" + (f"-part{shared.number + 1}of{shared.of}" if args.part else "")
     kept = KeptShards(shards_folder() / item, config["dim"])
+    recipe = recipe_of(config, sampling, modules)
     with Scratch(own_lock, stamp) as scratch:
         with open_source(root, args.split, encoder, params.max_frames, params.batch_size, scratch.guard) as source:
             keys = extract(source, samples, kept, recipe, mine, scratch.guard)
@@ -57,6 +61,21 @@ def main() -> None:
             if not load_runtime().shards:  # a shared folder may hold what others still need
                 kept.drop_others(keys)
         scratch.finish()
+
+
+def recipe_of(config: dict[str, Any], sampling: dict[str, Any], modules: list[str]) -> str:
+    """Digest of all that features depend on besides the videos; config holds the digest of the tower's weights."""
+    content = {"encoder": config, "sampling": sampling, "code": code_fingerprint(modules)}
+    content["versions"] = {name: installed_version(name) for name in LIBRARIES}
+    content["device"] = load_runtime().torch_device().type  # a GPU computes in fp16
+    return fingerprint_of(content)
+
+
+def installed_version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def part_of(text: str) -> Part:

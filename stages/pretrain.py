@@ -10,6 +10,7 @@ from framefold.data.batches import EpochBatches
 from framefold.data.pseudo_labels import PSEUDO, read_teachers
 from framefold.data.videos import store_paths
 from framefold.errors import command
+from framefold.inference.processes import Processes
 from framefold.launch import on_several_processes
 from framefold.models.registry import architecture, build_with_mlm_head, save_model
 from framefold.params.base import load, load_value
@@ -46,8 +47,11 @@ def main() -> None:
     inputs = [PSEUDO, *store_paths("unlabeled", student.encoder)]
     fingerprint = stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])
     with Scratch(f"pretrain@{arch}", fingerprint) as scratch:
+        # by an earlier run; all processes must hear the same, from the one that has put scratch in order
+        processes = Processes(f"pretrain@{arch}")
+        finished = processes.main_first("finished", lambda: list(filter(scratch.has, variants)), scratch.guard)
         for variant, teacher in variants.items():
-            if (scratch.folder / variant).is_dir():  # finished before an interruption
+            if variant in finished:
                 continue
             with Scratch(f"pretrain@{arch}-{variant}", fingerprint) as own:
                 pool = open_pool(student, teacher, params.held_out, seed)

@@ -74,7 +74,7 @@ def fit(
 ) -> dict[View, list[np.ndarray]]:
     """Decision values of `others` per view; a finished fit is kept in scratch, and a killed run goes on behind it."""
     path = scratch.folder / f"{name}.npz"
-    if not path.is_file():
+    if not scratch.has(path.name):
         scores = probe_scores(pool.take(rows), labeled.labels[rows], others, len(labeled.categories), params)
         with scratch.sealed(path.name), write_aside(path) as aside, open(aside, "wb") as file:
             arrays: dict[str, Any] = {f"{view}-{i}": part for view in VIEWS for i, part in enumerate(scores[view])}

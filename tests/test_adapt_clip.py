@@ -134,6 +134,21 @@ def test_broken_frames_are_passed_over(mini: MiniRoot) -> None:
         assert pool.batch(np.array([0, 1]), (0, epoch))["has_frame"].tolist() == [True, False]
 
 
+@pytest.mark.medium
+def test_several_processes_publish_an_unadapted_tower_once(mini: MiniRoot) -> None:
+    """Only the main process writes: two writers of one folder would take it away from each other."""
+    change_params(epochs=0)
+    adapt()
+    expected = content()
+    shutil.rmtree(TARGET)
+    own = {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "FRAMEFOLD_PROCESSES": "3"}
+    command = [sys.executable, "-m", "stages.adapt_clip", "--encoder", "small"]
+    result = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert content() == expected
+    assert not list(TARGET.parent.glob(".*aside"))
+
+
 def test_zero_epochs_pass_the_tower_through(mini: MiniRoot) -> None:
     change_params(epochs=0)
     adapt()

@@ -18,6 +18,7 @@ import pytest
 import torch
 from mini_root import MiniRoot, jpeg
 
+from framefold import fingerprint
 from framefold.data import shards
 from framefold.data.features import FeatureStore
 from framefold.data.images import TORCHVISION
@@ -241,7 +242,36 @@ def test_a_damaged_shard_is_made_again(
     run()
     assert content() == expected
     assert sizes
-    assert "damaged shard dropped" in caplog.text
+    assert "damaged, this shard is made again" in caplog.text
+
+
+def test_weights_that_were_only_checked_out_again_are_the_same(
+    project: MiniRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard depends on the weights, not on when their file was written."""
+    monkeypatch.setattr(fingerprint, "WHOLE", 100)  # as if the weights were large
+    monkeypatch.setattr(fingerprint, "EDGE", 10)
+    run()
+    for path in Path("models/clip/small").iterdir():
+        os.utime(path, (1, 1))
+    sizes = batches_encoded(monkeypatch)
+    run()
+    assert sizes == []
+
+
+def test_another_version_of_a_library_takes_over_nothing(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    monkeypatch.setattr(extract_frames, "installed_version", lambda name: "0.0" if name == "torchvision" else "1.0")
+    sizes = batches_encoded(monkeypatch)
+    run()
+    assert sum(sizes) == FeatureStore(TARGET).counts.sum()
+
+
+def test_an_empty_split_is_legal(mini: MiniRoot) -> None:
+    mini.records["unlabeled"].clear()
+    prepare(mini)
+    run()
+    assert len(FeatureStore(TARGET)) == 0
 
 
 def test_what_no_split_needs_is_not_kept(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:

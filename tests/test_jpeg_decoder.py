@@ -60,6 +60,28 @@ def test_a_broken_image_costs_no_other() -> None:
     assert problems == [("1.jpg", "not a whole image")]
 
 
+def test_a_device_that_fails_is_no_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory: the frames are fine, and a shard without them must never be kept."""
+
+    def fails(self: JpegDecoder, files: list[bytes]) -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(JpegDecoder, "_decode", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        decode([picture(64, 64)], preprocess())
+
+
+def test_an_image_that_the_device_cannot_read_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: JpegDecoder, files: list[bytes]) -> list[torch.Tensor]:
+        raise RuntimeError("nvjpeg: not supported")
+
+    expected, _ = decode([picture(64, 64)], preprocess())
+    monkeypatch.setattr(JpegDecoder, "_decode", fails)
+    pixels, problems = decode([picture(64, 64), b"no picture"], preprocess())
+    assert np.abs(pixels[0].astype(np.float32) - expected[0]).mean() < 2.0
+    assert problems == [("1.jpg", "not a whole image")]
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "RGBA"), ("JPEG", "CMYK"), ("JPEG", "L")])
 def test_other_images_are_brought_into_a_form_that_gpus_read(kind: str, mode: str) -> None:
     data = picture(64, 64, kind, mode)

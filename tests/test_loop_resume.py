@@ -285,6 +285,15 @@ def test_curve_has_fixed_rows_and_no_timings(folder: Path) -> None:
     assert history[-1]["lr"] < 0.0005
 
 
+def test_an_epoch_that_is_cut_otherwise_is_not_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a token budget the number of processes decides where batches end: batch 3 would be another one."""
+    with pytest.raises(Killed):
+        run(die_at=(1, 3))
+    monkeypatch.setattr(ToyBatches, "__len__", lambda self: STEPS - 1)
+    with pytest.raises(UserError, match=r"toy@0: interrupted in an epoch of 6 batches, which has 5 in 1 processes"):
+        run()
+
+
 def test_split_keeps_every_sample_once() -> None:
     batch = {"a": torch.arange(7), "b": torch.arange(14).view(7, 2)}
     parts = split(batch, 3)

@@ -164,6 +164,27 @@ def test_a_damaged_file_of_the_stage_drops_all_with_a_warning(
     assert not path.exists()
 
 
+def test_a_damaged_seal_drops_all_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with Scratch("item", {}) as scratch, scratch.sealed("weights") as path:
+        path.write_bytes(b"weights")
+    (seal,) = path.parent.glob("weights?*")
+    seal.write_bytes(b"\xff\xfe")
+    owned({})
+    assert "weights: damaged, so unfinished work is dropped" in caplog.text
+    assert not path.exists()
+
+
+def test_only_what_was_sealed_counts_as_finished() -> None:
+    with Scratch("item", {}) as scratch, contextlib.suppress(KeyError):
+        with scratch.sealed("weights") as path:
+            path.write_bytes(b"whole")
+        with scratch.sealed("folder") as path:
+            path.mkdir()
+            raise KeyError  # killed before it was sealed
+    with Scratch("item", {}) as scratch:
+        assert (scratch.has("weights"), scratch.has("folder")) == (True, False)
+
+
 def test_a_file_that_is_being_written_again_is_not_called_damaged() -> None:
     with Scratch("item", {}) as scratch, scratch.sealed("weights") as path:
         path.write_bytes(b"first")

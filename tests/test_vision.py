@@ -106,6 +106,20 @@ def test_a_vision_tower_alone_loads_too(tmp_path: Path) -> None:
     assert same(load_vision_encoder(params(weights=str(path))), clip.visual)
 
 
+def test_batches_under_way_keep_their_order_and_values() -> None:
+    """Several at a time give what each gives alone."""
+    encoder = load_vision_encoder(params())
+    rng = np.random.default_rng(0)
+    size = encoder.preprocess.image_size
+    batches = [rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8) for n in (3, 1, 4, 2)]
+    encode = FrameEncoder(encoder, torch.device("cpu"))
+    together = list(encode(batches))
+    for features, batch in zip(together, batches, strict=True):
+        (alone,) = encode([batch])
+        np.testing.assert_array_equal(features, alone)
+    assert list(encode([])) == []
+
+
 def test_a_torchscript_archive_as_openai_ships_it(tmp_path: Path) -> None:
     """Half-precision weights become float32, and the activation is the one they were trained with."""
     expected = write_torchscript(tmp_path / "ViT.pt")

@@ -66,7 +66,7 @@ def started(command: Sequence[str], processes: int) -> Iterator[list[subprocess.
     try:
         for rank in range(processes):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen(command, env={**shared, **os.environ, **own}, preexec_fn=die_with_parent))
+            ranks.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, preexec_fn=die_with_parent))
         yield ranks
     finally:
         for process in ranks:
@@ -85,7 +85,7 @@ def meeting_point(processes: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(cores),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)),
     }
 
 

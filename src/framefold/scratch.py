@@ -173,10 +173,14 @@ class Scratch:
         yield self.folder / name
         write_json(seal, content_digest(self.folder / name))
 
+    def has(self, name: str) -> bool:
+        """Whether `name` was finished under `sealed`; that it is undamaged was checked at the start."""
+        return (self.folder / f"{name}{SEAL}").is_file()
+
     def _is_whole(self) -> bool:
         for seal in sorted(self.folder.glob(f"*{SEAL}")):
             path = self.folder / seal.name.removesuffix(SEAL)
-            if seal.read_text(encoding="utf-8").strip() != json.dumps(content_digest(path)):
+            if seal.read_bytes().strip() != json.dumps(content_digest(path)).encode():
                 log.warning("%s: damaged, so unfinished work is dropped", path)
                 return False
         return True

@@ -235,7 +235,7 @@ def extract(
 ) -> list[str]:
     """Make the shards of a samples file that belong to `part` and are not kept already; returns the keys of all.
 
-    `recipe`: digest of all that features depend on besides the videos. `guard` runs after each shard; what it raises
+    `recipe`: digest of all that features depend on besides the videos. `guard` runs before each shard; what it raises
     stops the work.
     """
     keys: list[str] = []
@@ -244,6 +244,7 @@ def extract(
 
     def missing() -> Iterator[list[str]]:
         for number, ids in enumerate(iterate_shards(samples)):
+            guard()
             keys.append(shard_key(recipe, source.manifest, ids))
             if part.has(number) and not kept.has(keys[-1]):
                 under_way.append((keys[-1], ids))
@@ -258,7 +259,6 @@ def extract(
             writing.append(writer.submit(kept.write, key, ids, n_frames, features, rejected))
             progress.add(len(ids), also={"frames": sum(n_frames), "rejects": len(rejected)})
             made += 1
-            guard()
         while writing:
             writing.pop().result()
     progress.close(shards=f"{made} made of {len(keys)}")

@@ -74,7 +74,7 @@ class KeptShards:
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             whole = False
         if not whole:
-            log.warning("%s: damaged shard dropped", self._features(key))
+            log.warning("%s: damaged, this shard is made again", self._features(key))
         return whole
 
     def write(
@@ -113,6 +113,7 @@ class KeptShards:
 
     def drop_others(self, keys: Iterable[str]) -> None:
         """Delete all but the shards `keys`."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # a split without videos has made none
         wanted = {path for key in keys for path in (self._sheet(key), self._features(key))}
         for path in sorted(self.folder.iterdir(), key=lambda path: path.suffix != ".json"):  # sheets first
             if path not in wanted:

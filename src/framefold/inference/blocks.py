@@ -54,7 +54,7 @@ class BlockFolder:
                 continue
             if match:
                 log.warning("%s: damaged block dropped", path)
-            path.unlink()
+            path.unlink(missing_ok=True)  # its writer may have outlived its start
         return [number for number in range(len(self)) if number not in whole]
 
     def write(self, number: int, block: npt.NDArray[Any]) -> None:

@@ -1,5 +1,6 @@
 """One SWA model per validation fold, its predictions, and what the folds' models say together."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,21 +19,37 @@ from framefold.inference.processes import Processes, SharedProgress
 from framefold.inference.weight_averaging import averaged_model, kept_checkpoints
 from framefold.models.registry import load_model, save_model
 from framefold.params.models import InputParams
-from framefold.storage import read_json
+from framefold.storage import read_json, sha256_of, write_json
+
+log = logging.getLogger(__name__)
 
 LAST = "last_checkpoint.parquet"  # of the last EMA checkpoint alone: compared with the average, then dropped
 PREDICTED = ("validation.parquet", "holdout.parquet", "test.parquet")
-PUBLISHED = ("model.safetensors", "config.json", "curves.csv", *PREDICTED)
+WEIGHTS, AVERAGED = "model.safetensors", "averaged.json"  # the latter with the former's digest, written last
+PUBLISHED = (WEIGHTS, "config.json", "curves.csv", *PREDICTED)
 
 
 def average_folds(sources: Mapping[int, Path], folders: Mapping[int, Path], last: int) -> None:
-    """Average the last checkpoints of every fold into its folder; an average that is already there is kept."""
+    """Average the last checkpoints of every fold into its folder; an average that is there and whole is kept."""
     for fold, source in sources.items():
         target = folders[fold]
-        if not (target / "config.json").is_file():  # written last
+        if not is_averaged(target):
             target.mkdir(exist_ok=True)
             shutil.copyfile(source / "curves.csv", target / "curves.csv")
             save_model(target, averaged_model(source, last))
+            write_json(target / AVERAGED, {"sha256": sha256_of(target / WEIGHTS)})
+
+
+def is_averaged(folder: Path) -> bool:
+    """Whether the weights are those that were written; damaged ones are dropped with a warning."""
+    try:
+        content, weights = (folder / AVERAGED).read_bytes(), sha256_of(folder / WEIGHTS)
+    except FileNotFoundError:
+        return False
+    whole = weights.encode() in content
+    if not whole:
+        log.warning("%s: damaged average dropped", folder)
+    return whole
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,6 @@ class ItmHead(nn.Module):
 class ContrastHead(nn.Module):
     """Projects two modalities (B, A) and (B, D) to unit vectors (B, E) and learns the scale of their similarities."""
 
-    max_scale = 100.0  # CLIP's bound on 1 / temperature
-
     def __init__(self, text_dim: int, frame_dim: int, embed_dim: int, temperature: float):
         super().__init__()
         self.text = nn.Linear(text_dim, embed_dim, bias=False)
@@ -103,5 +101,5 @@ class ContrastHead(nn.Module):
 
     def forward(self, text: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit text vectors (B, E), unit frame vectors (B, E), scale (): logits are scale * text @ frames.T."""
-        scale = self.log_scale.exp().clamp(max=self.max_scale)
+        scale = self.log_scale.exp()
         return F.normalize(self.text(text).float(), dim=-1), F.normalize(self.frames(frames).float(), dim=-1), scale

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from framefold.data.decoding import Decoded, Files, batched
+from framefold.data.frames import FrameError, decode_jpeg
 from framefold.data.images import Preprocess
 
+# of the device, not of an image: memory, a broken kernel (the latter has a type of its own in newer versions only)
+DEVICE_ERRORS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 VIDEOS_AT_ONCE = 8  # decoded by one call: enough images for a GPU's decoders
 
 
@@ -45,22 +48,33 @@ class JpegDecoder:
         """uint8 [3, H, W] of each file; None for a broken one. One bad file fails a call, so then each has its own."""
         try:
             return list(self._decode(files)) if files else []
+        except DEVICE_ERRORS:
+            raise
         except RuntimeError:
             return [self._one(data) for data in files]
 
     def _one(self, data: bytes) -> Tensor | None:
+        """What torchvision can't decode, Pillow may: only what neither can is broken."""
         try:
             return self._decode([data])[0]
+        except DEVICE_ERRORS:
+            raise
         except RuntimeError:
+            pass
+        try:
+            image = np.array(decode_jpeg(data, self.preprocess.image_size))
+        except FrameError:
             return None
+        return torch.from_numpy(image).permute(2, 0, 1).to(self.device)
 
     def _decode(self, files: list[bytes]) -> list[Tensor]:
-        from torchvision.io import ImageReadMode, decode_jpeg
+        from torchvision.io import ImageReadMode
+        from torchvision.io import decode_jpeg as decode_on_device
 
         tensors = [torch.from_numpy(np.frombuffer(data, np.uint8).copy()) for data in files]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision announces its successor
-            images: list[Tensor] = decode_jpeg(tensors, mode=ImageReadMode.RGB, device=self.device)
+            images: list[Tensor] = decode_on_device(tensors, mode=ImageReadMode.RGB, device=self.device)
         return images
 
     def fit(self, image: Tensor) -> Tensor:

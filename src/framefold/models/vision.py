@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,14 @@ def probe_dim(encoder: VisionEncoder) -> int:
     return features.shape[1]
 
 
+class Started(NamedTuple):
+    """A batch under way."""
+
+    batch: Tensor  # on the device
+    features: Tensor  # float16 [B, dim] on the host
+    copied: "torch.cuda.Event | None"  # when they are there; None: they are
+
+
 class FrameEncoder:
     """Batches of pixels to float16 features on `device`.
 
@@ -82,7 +90,7 @@ class FrameEncoder:
 
         UserError: features that float16 cannot hold.
         """
-        under_way: tuple[Tensor, Tensor] | None = None
+        under_way: Started | None = None
         for pixels in batches:
             started = self.start(pixels)
             if under_way is not None:
@@ -92,17 +100,27 @@ class FrameEncoder:
             yield self.finish(*under_way)
 
     @torch.inference_mode()
-    def start(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
-        """The batch on the device, and its features, which a GPU may not have computed yet."""
+    def start(self, pixels: Pixels) -> "Started":
+        """The batch on the device, and its features on the host, where a GPU may not have put them yet."""
         batch = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
-        if self.device.type == "cuda" and batch.device.type == "cpu":
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and batch.device.type == "cpu":
             batch = batch.pin_memory()
         batch = batch.to(self.device, non_blocking=True)
-        with torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda"):
-            return batch, self.encoder(self.encoder.normalize(batch)).half()
+        with torch.autocast("cuda", torch.float16, enabled=on_gpu):
+            features = self.encoder(self.encoder.normalize(batch)).half()
+        if not on_gpu:
+            return Started(batch, features, None)
+        host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+        host.copy_(features, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return Started(batch, host, copied)
 
     @torch.inference_mode()
-    def finish(self, batch: Tensor, features: Tensor) -> npt.NDArray[np.float16]:
+    def finish(self, batch: Tensor, features: Tensor, copied: "torch.cuda.Event | None") -> npt.NDArray[np.float16]:
+        if copied is not None:
+            copied.synchronize()  # waits for this batch alone, not for the one that was started after it
         if not features.isfinite().all():
             features = self.encoder(self.encoder.normalize(batch)).half()
         if not features.isfinite().all():

@@ -15,11 +15,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Ten
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the rows (B, C) whose label has the highest logit, a scalar."""
-    return hits(logits, labels).float().mean()
+    return hits(logits, labels).mean()
 
 
 @torch.no_grad()
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the label (N,) has the highest logit (N, C), (N,) bool."""
-    own = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # `argmax` over a vocabulary takes ten times as long
-    return own >= logits.amax(dim=-1)
+    """Whether the label (N,) has the highest logit (N, C), (N,) float32; of k that are equally high each counts 1 / k.
+
+    In bf16 logits are often equal. `argmax` over a vocabulary takes ten times as long.
+    """
+    highest = logits >= logits.amax(dim=-1, keepdim=True)  # (N, C)
+    return highest.gather(-1, labels.unsqueeze(-1)).squeeze(-1).float() / highest.sum(dim=-1)

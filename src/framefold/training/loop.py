@@ -103,6 +103,7 @@ class Position:
     batch: int = 0
     step: int = 0
     samples: int = 0
+    batches: int = 0  # of the epoch under way: under a token budget it depends on the number of processes
 
 
 class _LossModule(nn.Module):
@@ -160,6 +161,12 @@ class _Run:
     def start_epoch(self, batches: Batches) -> Iterator[Batch]:
         """The epoch's batches from the present position on, on the device."""
         self.batches, device = batches.shard(self.rank, self.world), self.accelerator.device
+        if self.position.batch and self.position.batches != len(self.batches):
+            raise UserError(
+                f"{self.scratch.item}: interrupted in an epoch of {self.position.batches} batches, which has "
+                f"{len(self.batches)} in {self.world} processes; go on with as many processes as before"
+            )
+        self.position.batches = len(self.batches)
         loader: DataLoader = DataLoader(
             self.batches,  # type: ignore[arg-type]
             batch_size=None,
