@@ -104,16 +104,6 @@ def test_one_process_or_one_of_torchrun_starts_no_others(folder: Path, processes
 
 
 def test_what_a_job_script_left_in_the_environment_does_not_count(folder: Path):
-    """Schedulers export these names for processes that they start themselves."""
-    with job(folder, "2", WORLD_SIZE="1", MASTER_PORT="1", OMP_NUM_THREADS="3"):
-        wait_for(lambda: len(list(folder.glob("rank-*"))) == 2)
-        noted = [path.read_text().split() for path in sorted(folder.glob("rank-*"))]
-        (folder / "stop").touch()
-    assert [(world, threads) for _, _, world, _, _, threads in noted] == [("2", "3")] * 2
-    assert noted[0][4] == noted[1][4] != "1"
-
-
-def test_what_a_job_script_left_in_the_environment_does_not_count(folder: Path):
     """Schedulers export these names for processes that they start themselves; the number of threads is the user's."""
     with job(folder, "2", WORLD_SIZE="1", MASTER_PORT="1", OMP_NUM_THREADS="3") as process:
         (_, *first), (_, *second) = at_work(folder, ["0", "1"]).values()
