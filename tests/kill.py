@@ -186,13 +186,20 @@ class Killer:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
 
-    def torment(self, start: float, end: float, blows: list[Blow]) -> None:
-        """One blow after the other, `start` to `end` seconds after the stage was started; what is hit goes on at the
-        next start. A run that ends before its blow is followed by one from nothing."""
+    def torment(self, seconds: float, blows: list[Blow], spared: float = 0.0) -> None:
+        """One blow after the other, at instants of a run of so many seconds; its first part, the share `spared`, is
+        left out. What is hit goes on at the next start; one that ends before its blow is followed by one from
+        nothing, which tells how long a run takes now if it ends too early as well."""
         remove(self.project, self.stage)
+        from_nothing = True
         for blow in blows:
-            while not self.strike(self.random.uniform(start, end), blow):
+            began = time.monotonic()
+            while not self.strike(self.random.uniform(spared, 1) * seconds, blow):
+                if from_nothing:
+                    seconds = min(seconds, time.monotonic() - began)
                 remove(self.project, self.stage)
+                from_nothing, began = True, time.monotonic()
+            from_nothing = False
 
     def strike(self, seconds: float, blow: Blow) -> bool:
         print(f"{self.stage.name}, seed {self.seed}: {blow} after {seconds:.3f} s")  # shown when the test fails

@@ -73,7 +73,7 @@ def check(killer: Killer) -> None:
 def test_a_stage_killed_twice_ends_with_the_same_bytes(killer: Killer, smoke_run: SmokeRun):
     """SIGKILL at the stage, then SIGTERM at it and its workers."""
     seconds = seconds_of(smoke_run, killer.stage.name)
-    killer.torment(STARTING * seconds, seconds, [Blow(signal.SIGKILL, False), Blow(signal.SIGTERM, True)])
+    killer.torment(seconds, [Blow(signal.SIGKILL, False), Blow(signal.SIGTERM, True)], spared=STARTING)
     check(killer)
 
 
@@ -82,7 +82,7 @@ def test_a_stage_killed_twice_ends_with_the_same_bytes(killer: Killer, smoke_run
 def test_a_stage_killed_twenty_times_ends_with_the_same_bytes(killer: Killer):
     seconds = undisturbed(killer.project, killer.stage)
     assert content(killer.project, killer.stage) == killer.whole
-    killer.torment(0.0, seconds, list(itertools.islice(itertools.cycle(BLOWS), 20)))
+    killer.torment(seconds, list(itertools.islice(itertools.cycle(BLOWS), 20)))
     check(killer)
 
 
