@@ -59,7 +59,8 @@ def content(project: Project, stage: Stage) -> Bytes:
 
 
 def remove(project: Project, stage: Stage) -> None:
-    """Delete the stage's outputs, as DVC does before it runs a stage."""
+    """Delete the stage's outputs, as DVC does before it runs a stage, and the shards that would spare it the work."""
+    shutil.rmtree(project.path / ".shards", ignore_errors=True)
     for output in stage.outputs:
         path = project.path / output
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

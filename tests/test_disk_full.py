@@ -90,8 +90,8 @@ def run_with_little_room(smoke_run: SmokeRun, tmp_path: Path, kind: str, own: di
     [
         ("finetune", OFTEN, "0 600", ".scratch/finetune@single_stream-0: progress cannot be saved"),
         ("finetune", SELDOM, "400", "models/finetune/single_stream/0"),
-        ("extract_frames", SELDOM, "0 20", "shard-00000"),
-        ("ingest", SELDOM, "100 300", "data/samples"),
+        ("extract_frames", SELDOM, "0 20", ".shards/small-"),
+        ("ingest", SELDOM, "100 300", ".scratch/ingest/"),
     ],
 )
 def test_a_stage_goes_on_after_a_full_disk(
