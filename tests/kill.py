@@ -121,7 +121,7 @@ class Running:
 
     def kill(self, number: signal.Signals, *, group: bool) -> bool:
         """Send the signal to the stage, or to its workers too; True unless the stage had finished before."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.process.poll() is None:  # else its number may be another's by now
             os.killpg(self.process.pid, number) if group else self.process.send_signal(number)
         code = self.process.wait(STOPPING)
         expected = {0, -number, 128 + number}

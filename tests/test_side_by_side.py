@@ -168,6 +168,12 @@ def test_its_runs_end_with_it(folder: Path, number: signal.Signals):
     assert not any(psutil.pid_exists(int(path.name.removeprefix("pid-"))) for path in pids)
 
 
+def test_a_torn_lock_is_mended_before_dvc_reads_it(folder: Path):
+    (folder / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ingest:\n    cm", encoding="utf-8")
+    assert start(folder).wait() == 0
+    assert not (folder / "dvc.lock").exists()
+
+
 def test_without_dvc_it_says_so(folder: Path):
     (folder / "bin" / "dvc").unlink()
     process = start(folder, path=str(folder / "bin"))

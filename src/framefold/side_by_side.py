@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from framefold.errors import UserError
+from framefold.lockfile import mend_lock
 
 EDGE = re.compile(r'^\s*"(?P<before>[^"]+)"(?:\s*->\s*"(?P<after>[^"]+)")?;?$')  # of `dvc dag --dot`
 Graph = dict[str, set[str]]  # stage -> the stages it depends on
@@ -30,6 +31,7 @@ def repro(jobs: int, gpus: Sequence[str] = ()) -> None:
         raise UserError("repro: no `dvc` in PATH; activate the environment that framefold is installed in")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
+    mend_lock()
     slots = list(gpus) or [""] * jobs
     if len(slots) > 1:
         graph = read_graph(_dvc_output("dag", "--dot"))
