@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
@@ -20,7 +19,6 @@ import numpy.typing as npt
 from framefold.data.frames import FrameError, as_jpeg, read_frames
 from framefold.data.images import Preprocess
 from framefold.data.manifest import ManifestEntry
-from framefold.errors import UserError
 
 if TYPE_CHECKING:
     import torch  # workers do without
@@ -121,17 +119,12 @@ class DecoderPool(Generic[T]):
             yield from map(self.decoder, entries)
             return
         in_flight: deque[Future[list[T]]] = deque()
-        try:
-            for task in batched(entries, VIDEOS_PER_TASK):
-                in_flight.append(self.pool.submit(all_of, self.decoder, task))
-                if len(in_flight) >= TASKS_PER_WORKER * self.workers:
-                    yield from in_flight.popleft().result()
-            while in_flight:
+        for task in batched(entries, VIDEOS_PER_TASK):
+            in_flight.append(self.pool.submit(all_of, self.decoder, task))
+            if len(in_flight) >= TASKS_PER_WORKER * self.workers:
                 yield from in_flight.popleft().result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a decoding process died, mostly for lack of memory; run again, with fewer (FRAMEFOLD_WORKERS=1)"
-            ) from None
+        while in_flight:
+            yield from in_flight.popleft().result()
 
 
 def end_with_parent() -> None:

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -196,7 +197,13 @@ def open_source(
                 guard()
                 yield batch
 
-        yield EncodedFrames(manifest, decode, lambda batches: encode(guarded(batches)), config["dim"], batch_size)
+        try:
+            yield EncodedFrames(manifest, decode, lambda batches: encode(guarded(batches)), config["dim"], batch_size)
+        except BrokenProcessPool:
+            guard()  # a signal to the whole group ends the workers as well
+            raise UserError(
+                "a decoding process died, mostly for lack of memory; run again, with fewer (FRAMEFOLD_WORKERS=1)"
+            ) from None
 
 
 @contextlib.contextmanager
