@@ -14,7 +14,7 @@ from framefold.lockfile import is_whole, mend_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = (ROOT / "dvc.lock").read_text(encoding="utf-8").splitlines(keepends=True)
-STAGES = yaml.safe_load("".join(LINES[:400]))["stages"]
+STAGES = yaml.safe_load("".join(LINES[:700]))["stages"]
 NAMES = list(STAGES)[:-1]  # the last one is cut
 TEXT = "".join(LINES[: next(number for number, line in enumerate(LINES) if line.startswith(f"  {list(STAGES)[-1]}:"))])
 
