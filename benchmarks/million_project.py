@@ -1,7 +1,6 @@
 """A copy of this project in a temporary folder, for benchmarks that run its stages on generated data."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.working_tree import copy_working_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("dvc.lock", "metrics/")  # not copied: they belong to other data
@@ -96,16 +97,7 @@ class Project:
 
 def new_project(path: Path, overrides: Sequence[str]) -> Project:
     """The working tree as git sees it, without results, at smoke size with `overrides` of its params."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in sorted(set(listed.stdout.decode().split("\0")) - {""}):
-        if not name.startswith(RESULTS) and (ROOT / name).is_file():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, path / name)
+    copy_working_tree(path, without=RESULTS)
     project = Project(path)
     project.framefold("profile", "smoke", *overrides)
     return project

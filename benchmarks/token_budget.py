@@ -37,7 +37,8 @@ class Lengths:
         return self.lengths
 
     def order_keys(self) -> np.ndarray:
-        return length_keys(*self.lengths.T, 32)
+        text, frames = self.lengths.T
+        return length_keys(text, frames, 32)
 
     def names(self, positions: np.ndarray) -> list[str]:
         return positions.astype(str).tolist()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.working_tree import copy_working_tree
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORDER = Path(__file__).parent / "recorder"  # a sitecustomize that notes what each stage opens and imports
 NOT_COPIED = ("dvc.lock", "metrics/")  # results: the run makes its own
@@ -104,16 +106,7 @@ def environment_of(path: Path, hash_seed: int = 0) -> dict[str, str]:
 
 def new_project(path: Path) -> Project:
     """The working tree as git sees it (uncommitted files too), without results, at smoke size, committed."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in sorted(set(listed.stdout.decode().split("\0")) - {""}):
-        if not name.startswith(NOT_COPIED) and (ROOT / name).is_file():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, path / name)
+    copy_working_tree(path, without=NOT_COPIED)
     project = Project(path, environment_of(path))
     project.run("git", "init", "--quiet", "--initial-branch=main")
     project.profile("smoke")

@@ -47,3 +47,21 @@ def contents(patterns: list[str]) -> dict[str, bytes]:
 
 def scratch_only_locks() -> bool:
     return [path.name for path in Path(".scratch").iterdir()] == [".locks"]
+
+
+def undisturbed(main: Callable[[], None], outputs: list[str]) -> dict[str, bytes]:
+    """What a run to the end writes; nothing of it is left."""
+    main()
+    written = contents(outputs)
+    assert scratch_only_locks()
+    for name in written:
+        Path(name).unlink()
+    return written
+
+
+def killed_before(main: Callable[[], None], target: str, number: int) -> None:
+    """Run until call `number` of the function that `target` names."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_call(patch, target, number, kill)
+        with pytest.raises(Killed):
+            main()

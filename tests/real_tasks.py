@@ -21,8 +21,10 @@ from framefold.params.base import load
 from framefold.params.encoders import EncoderParams
 from framefold.params.models import StudentParams, TextModelParams
 from framefold.params.pretrain import ObjectiveWeights, PretrainParams
-from framefold.params.training import AdversarialParams
+from framefold.params.training import AdversarialParams, OptimizationParams
+from framefold.scratch import Scratch
 from framefold.training.contrastive import ContrastiveModel, ContrastiveTask
+from framefold.training.loop import TrainResult, train
 from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import ClassificationTask, PretrainingTask
 from framefold.training.views import Masking, MismatchedVideos
@@ -113,3 +115,20 @@ class Pixels:
         own = torch.from_numpy(np.ascontiguousarray(positions[part]))
         batch = {"pixels": self.pixels[own], "has_frame": self.has_frame[own], "input_ids": self.input_ids[own]}
         return batch | {"text_mask": torch.ones_like(batch["input_ids"], dtype=torch.bool)}
+
+
+def train_real(real: Real, params: OptimizationParams, item: str) -> TrainResult:
+    """The real loop on a real task, in fp32 from seed 0, with nothing left in scratch."""
+    with Scratch(item, {}) as scratch:
+        result = train(
+            real.task,
+            real.epochs,
+            params,
+            learning_rates=real.learning_rates,
+            seed=0,
+            precision="fp32",
+            scratch=scratch,
+            adversarial=real.adversarial,
+        )
+        scratch.finish()
+    return result

@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 import psutil
 import pytest
 import yaml
-from interruptions import Killed, before_call, contents, kill, scratch_only_locks, terminate
+from interruptions import Killed, before_call, contents, kill, killed_before, scratch_only_locks, terminate, undisturbed
 from mini_root import MiniRoot, jpeg, words
 
 from framefold.data import frame_hashes
@@ -50,20 +50,13 @@ def reference() -> dict[str, bytes]:
 def whole(mini: MiniRoot, reference: dict[str, bytes]) -> dict[str, bytes]:
     """What an undisturbed run writes (every `mini` is the same); nothing of it is left."""
     if not reference:
-        ingest.main()
-        reference.update(contents(OUTPUTS))
-        assert scratch_only_locks()
-        for name in reference:
-            Path(name).unlink()
+        reference.update(undisturbed(ingest.main, OUTPUTS))
     assert len(reference) == 6
     return reference
 
 
 def killed(target: str, number: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        before_call(patch, target, number, kill)
-        with pytest.raises(Killed):
-            ingest.main()
+    killed_before(ingest.main, target, number)
 
 
 def counted(target: str) -> int:

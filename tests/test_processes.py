@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from real_tasks import NAMES, real_task
+from real_tasks import NAMES, real_task, train_real
 from stores import make_project
 
 from framefold.params.training import OptimizationParams
-from framefold.scratch import Scratch
 from framefold.training import loop, sharing
-from framefold.training.loop import train
 
 PARAMS = OptimizationParams(epochs=1, batch_size=7, weight_decay=0.01, warmup=0.2, max_grad_norm=1.0, ema_decay=0.9)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -43,19 +41,9 @@ def run(name: str, tokens: int | None) -> Result:
         gradients.append({names[one]: one.grad.clone() for one in parameters if one.grad is not None})
         return clip(parameters, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch, Scratch("ranks", {}) as scratch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.torch.nn.utils, "clip_grad_norm_", keep)
-        result = train(
-            real.task,
-            real.epochs,
-            PARAMS,
-            learning_rates=real.learning_rates,
-            seed=0,
-            precision="fp32",
-            scratch=scratch,
-            adversarial=real.adversarial,
-        )
-        scratch.finish()
+        result = train_real(real, PARAMS, "ranks")
     return {"gradients": gradients, "history": result.history}
 
 

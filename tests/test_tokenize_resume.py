@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from interruptions import Killed, before_call, contents, kill, scratch_only_locks, terminate
+from interruptions import before_call, contents, killed_before, scratch_only_locks, terminate, undisturbed
 from test_tokenize import SPECIAL, TOPICS, make_project, write_vocab
 
 from framefold.data import tokenization
@@ -41,20 +41,13 @@ def reference() -> dict[str, bytes]:
 def whole(project: Path, reference: dict[str, bytes]) -> dict[str, bytes]:
     """What an undisturbed run writes (every `project` is the same); nothing of it is left."""
     if not reference:
-        tokenize.main()
-        reference.update(contents(OUTPUTS))
-        assert scratch_only_locks()
-        for name in reference:
-            Path(name).unlink()
+        reference.update(undisturbed(tokenize.main, OUTPUTS))
     assert len(reference) == 7
     return reference
 
 
 def killed(target: str, number: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        before_call(patch, target, number, kill)
-        with pytest.raises(Killed):
-            tokenize.main()
+    killed_before(tokenize.main, target, number)
 
 
 def units() -> list[str]:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_tasks import NAMES, real_task
+from real_tasks import NAMES, real_task, train_real
 from stores import make_project
 
 from framefold.models.recomputation import Layers
 from framefold.params.training import OptimizationParams
-from framefold.scratch import Scratch
-from framefold.training.loop import TrainResult, samples_of, train
+from framefold.training.loop import TrainResult, samples_of
 from framefold.training.sharing import Share
 
 VIDEO_TASKS = [name for name in NAMES if name != "adapt"]  # the tower is not ours
@@ -32,19 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def trained(name: str, dropout: float, tokens: int | None = None) -> TrainResult:
     real = real_task(name, dropout=dropout, videos=21, tokens=tokens)
-    with Scratch("knobs", {}) as scratch:
-        result = train(
-            real.task,
-            real.epochs,
-            PARAMS,
-            learning_rates=real.learning_rates,
-            seed=0,
-            precision="fp32",
-            scratch=scratch,
-            adversarial=real.adversarial,
-        )
-        scratch.finish()
-    return result
+    return train_real(real, PARAMS, "knobs")
 
 
 def kept_bytes(name: str) -> int:
