@@ -34,7 +34,7 @@ from framefold.training.distributed import (
     start_accelerator,
 )
 from framefold.training.optimization import Schedule, build_optimizer, parameter_groups
-from framefold.training.protocols import Batch, Batches, Task
+from framefold.training.protocols import Batch, Batches, Task, UsesAverage
 from framefold.training.sharing import Share
 
 log = logging.getLogger(__name__)
@@ -146,6 +146,8 @@ class _Run:
         self.samples = params.epochs * sum(first_epoch.global_size(i) for i in range(len(first_epoch)))
         self.schedule = Schedule(self.optimizer, self.samples, params.warmup)
         self.ema = ExponentialAverage(self.model, params.ema_decay)
+        if isinstance(task, UsesAverage):
+            task.average = self.ema.model
         self.adversary = build_adversary(self.model, adversarial)
         self.micro_batch = self._micro_batch(task)
         self.position, self.curve, self.after_epochs = Position(), Curve(), list[dict[str, Any]]()

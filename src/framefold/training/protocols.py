@@ -1,6 +1,6 @@
 """What the training loop is given: a task and the batches of an epoch."""
 
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -26,6 +26,17 @@ class Task(Protocol):
     def role_of(self, name: str) -> str:
         """Learning-rate role of the parameter `name` of `model`."""
         ...
+
+
+@runtime_checkable
+class UsesAverage(Protocol):
+    """A task whose loss asks the EMA of its own model (a mean teacher, a momentum encoder): the loop puts it here.
+
+    It is the trained model itself where there is no EMA. Never a submodule of `model`: it has no gradients, and its
+    weights would be saved twice.
+    """
+
+    average: nn.Module | None
 
 
 class Batches(Protocol):
