@@ -22,7 +22,7 @@ def test_classes_come_in_proportion_to_a_power_of_their_size(power):
 
 def test_samples_of_a_class_come_equally_often_but_for_one_time():
     times = np.bincount(resampled(CLASSES, 1.0, np.random.default_rng(0)), minlength=1000)
-    assert all(np.ptp(times[CLASSES == c]) <= 1 for c in range(3))
+    assert all(np.ptp(times[label == CLASSES]) <= 1 for label in range(3))
 
 
 def test_a_generator_in_the_same_state_chooses_the_same():
