@@ -12,11 +12,14 @@ COVERAGE = 0.95
 BLOCK = 250  # resamples held in memory at once
 
 
-def resampled_counts(counts: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks (<= BLOCK, U) of counts per outcome of `resamples` bootstrap samples; `counts` (U,) are those observed."""
+def resampled_counts(counts: np.ndarray, resamples: int, seed: int, size: int | None = None) -> Iterator[np.ndarray]:
+    """Blocks (<= BLOCK, U) of counts per outcome of `resamples` bootstrap samples; `counts` (U,) are those observed.
+
+    size: samples in each; None: as many as were observed.
+    """
     rng, n = np.random.default_rng(seed), int(counts.sum())
     for start in range(0, resamples, BLOCK):
-        yield rng.multinomial(n, counts / n, size=min(BLOCK, resamples - start))
+        yield rng.multinomial(size or n, counts / n, size=min(BLOCK, resamples - start))
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:

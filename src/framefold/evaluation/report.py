@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from framefold.evaluation.agreement import optimism
 from framefold.evaluation.alive import all_checks
 from framefold.evaluation.plots import write_class_f1_by_size, write_level1_confusion, write_training_curves
 from framefold.evaluation.scoring import Predictions, Scorer
@@ -26,9 +27,31 @@ def write_report(
     rivals: dict[str, Predictions] = {**logits, "best_fold": single}
     comparisons: dict[str, Any] = {f"ensemble_minus_{name}": scorer.differences(final, rivals[name]) for name in rivals}
     write_json(METRICS / "comparisons.json", comparisons | {"best_fold_is": f"{arch}/{fold}"} | oracle(root))
+    write_json(METRICS / "optimism.json", out_of_fold_optimism(students, logits, scorer))
     write_json(METRICS / "reweight.json", reweighting(students, blend))
     write_json(METRICS / "alive.json", all_checks(students.archs, students.folds, students.models, METRICS))
     write_plots(students, final, scorer)
+
+
+def out_of_fold_optimism(students: Students, logits: dict[str, Logits], scorer: Scorer) -> dict[str, Any]:
+    """Per architecture and part: how far the out-of-fold score lies above single models on videos that nobody saw."""
+    settings = scorer.params.bootstrap, scorer.params.seed
+    entries: dict[str, Any] = {}
+    for arch in students.archs:
+        models = [students.fold_logits(arch, fold) for fold in students.folds]
+        validation = scorer.targets["out_of_fold"].labels, logits[arch]["out_of_fold"].argmax(axis=1)
+        entries[arch] = {
+            part: optimism(
+                validation,
+                target.labels,
+                [model[part][target.rows].argmax(axis=1) for model in models],
+                target.categories,
+                *settings,
+            )
+            for part, target in scorer.targets.items()
+            if part != "out_of_fold"
+        }
+    return entries
 
 
 def fold_entry(students: Students, fold: int, validation: np.ndarray, scorer: Scorer) -> dict[str, Any]:
