@@ -70,8 +70,8 @@ def fit(students: Students, logits: dict[str, Logits]) -> dict[str, Any]:
     rows = labeled.out_of_fold_rows(students.folds)
     weights = {arch: np.array(students.class_weights(arch)) for arch in students.archs}
     probs = [reweighted_probs(logits[arch]["out_of_fold"], weights[arch]) for arch in students.archs]
-    settings = params.blend, params.fit_weights
-    return fit_blend(probs, labeled.labels[rows], labeled.folds[rows], labeled.categories, *settings)
+    truth = labeled.labels[rows], labeled.folds[rows], labeled.categories
+    return fit_blend(probs, *truth, params.blend, params.weights)
 
 
 def describe(students: Students, blend_weights: Sequence[float]) -> Bundle:

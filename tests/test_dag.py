@@ -129,7 +129,7 @@ UNUSED = {
     "train_teacher": {"teacher.folds"},
     "pseudo_label": {"teacher.text", "teacher.model", "teacher.training"},
     "average_weights": {"student.text"},
-    "reference": {*NOT_ROOT, "ensemble.blend", "ensemble.fit_weights"},
+    "reference": {*NOT_ROOT, "ensemble.blend", "ensemble.weights"},
     "ensemble": {
         *NOT_ROOT,
         *("student.text", "average_weights.last", "ingest.max_rejected", "ingest.duplicates"),
