@@ -38,7 +38,7 @@ def test_two_and_three_members_get_the_best_point_of_the_grid():
 
 
 def test_with_more_members_the_search_comes_near_brute_force():
-    """Five members, a grid of 126 points: the search falls short of its best by a tenth of a point at most, on average."""
+    """Five members, a grid of 126 points: the search is at most a tenth of a point below its best, on average."""
     short = []
     for seed in range(4):
         score = score_of([2.0, 1.5, 1.0, 0.5, 0.0], seed)

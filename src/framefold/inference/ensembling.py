@@ -41,7 +41,8 @@ def fit_blend(
     """
     equal = (1 / len(probs),) * len(probs)
     if method == "equal" or len(probs) == 1 or len(np.unique(folds)) == 1:
-        return {"weights": list(equal), "fitted": list(equal), "cross_fitted_gain": 0.0, "used": False}
+        gains = {"in_sample_gain": 0.0, "cross_fitted_gain": 0.0}
+        return {"weights": list(equal), "fitted": list(equal), **gains, "used": False}
 
     def predict(rows: np.ndarray | slice, weights: Weights) -> np.ndarray:
         return blend([p[rows] for p in probs], weights, how).argmax(axis=1)

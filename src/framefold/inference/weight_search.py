@@ -82,7 +82,7 @@ class _Counts:
         self.support = np.bincount(labels, minlength=len(level1)).astype(np.float64)
 
     def scores(self, other: np.ndarray, near: np.ndarray, wins: np.ndarray, number: int) -> np.ndarray:
-        """(G,) scores: videos have the label `other` (N,), but those of rows `near` (M,) `number` where `wins` (M, G)."""
+        """(G,) scores: videos have the label `other` (N,), rows `near` (M,) have `number` where `wins` (M, G)."""
         size, truth, before = len(self.level1), self.labels[near], other[near]
         won = wins.astype(np.float64)
         guesses = np.bincount(other, minlength=size) - moved(won, before, size)
