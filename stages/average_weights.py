@@ -1,7 +1,8 @@
-"""SWA models of one architecture and their predictions: python -m stages.average_weights --arch single_stream"""
+"""Averaged models of one architecture and their predictions: python -m stages.average_weights --arch single_stream"""
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from framefold.errors import command
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.splits import read_labeled
 from framefold.inference.blocks import shared_folder
-from framefold.inference.fold_models import LAST, Predictor, average_folds, publish_folds
+from framefold.inference.fold_models import (
+    LAST,
+    SELECTION,
+    Fold,
+    Predictor,
+    average_folds,
+    last_checkpoints,
+    publish_folds,
+    publish_model,
+)
 from framefold.inference.predictions import read_aligned
 from framefold.inference.processes import Processes
 from framefold.launch import on_several_processes
@@ -30,34 +40,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)
     arch = parser.parse_args().arch
-    params, student, folds = load(AverageWeightsParams), load(StudentParams), load_value("folds")
+    params, student = load(AverageWeightsParams), load(StudentParams)
+    folds, refits = load_value("folds"), load_value("full_data")
     source, target = Path("models/finetune") / arch, Path("models/swa") / arch
     processes = Processes(f"average_weights@{arch}")
-    processes.main_first("tidy", lambda: drop_unlisted(source, folds))
+    processes.main_first("tidy", lambda: drop_unlisted(source, [*folds, *refits]))
 
-    stamp = {"average_weights": params.model_dump(), "student": student.model_dump(), "folds": folds}
+    stamp = {"average_weights": params.model_dump(), "student": student.model_dump(), "folds": [*folds, *refits]}
     inputs = [source, Path("data/folds.parquet"), Path("models/tokenizer")]
     inputs += [Path("data/tokens") / f"{split}.arrow" for split in ("labeled", "test")]
     inputs += [Path("data/features") / student.encoder / split for split in ("labeled", "test")]
     with Scratch(processes.item, stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
         blocks = shared_folder(scratch, processes)
-        sources, folders = ({fold: folder / str(fold) for fold in folds} for folder in (source, scratch.folder))
-        processes.main_first("averages", lambda: average_folds(sources, folders, params.last), scratch.guard)
+        names: list[Fold] = [*folds, *refits]
+        sources, folders = ({name: folder / str(name) for name in names} for folder in (source, scratch.folder))
         predictor = open_predictor(student, params.batch_size, scratch, blocks)
+        choose = partial(predictor.greedy_soup if params.method == "greedy" else last_checkpoints, last=params.last)
+        processes.main_first("averages", lambda: average_folds(sources, folders, choose), scratch.guard)
         parts = [part for fold in folds for part in predictor.parts(fold, sources[fold], folders[fold])]
+        parts += [predictor.refit_part(folders[name]) for name in refits]
         predictor.predict(parts, processes)
         if not processes.main:
             return
         for part in parts:
             part.write(folders[part.fold])
-        publish(arch, sources, folders, target, scratch)
+        publish(arch, sources, folders, refits, target, scratch)
         scratch.finish()
 
 
-def publish(arch: str, sources: dict[int, Path], folders: dict[int, Path], target: Path, scratch: Scratch) -> None:
-    report = {str(fold): describe_fold(fold, sources[fold], folder) for fold, folder in folders.items()}
+def publish(
+    arch: str,
+    sources: dict[Fold, Path],
+    folders: dict[Fold, Path],
+    refits: list[str],
+    target: Path,
+    scratch: Scratch,
+) -> None:
+    own = {int(fold): folder for fold, folder in folders.items() if fold not in refits}
+    report = {str(fold): describe_fold(fold, sources[fold], folder) for fold, folder in own.items()}
     with write_folder_aside(target) as aside:
-        publish_folds(folders, aside)
+        publish_folds(own, aside)
+        for name in refits:
+            publish_model(folders[name], aside / name, ["test.parquet"])
         write_json(aside / "metrics.json", {"folds": report})
         scratch.guard()
     for fold, scores in report.items():
@@ -81,7 +105,9 @@ def describe_fold(fold: int, source: Path, predicted: Path) -> dict[str, Any]:
         logits = read_aligned(predicted / name, labeled.ids_of(rows))
         return official_scores(labeled.labels[rows], logits.argmax(axis=1), labeled.categories)["score"]
 
-    return {"swa": score("validation.parquet"), "last": score(LAST), "finetune": read_json(source / "metrics.json")}
+    scores = {"swa": score("validation.parquet"), "last": score(LAST)}
+    chosen = read_json(predicted / SELECTION)
+    return scores | ({"selection": chosen} if chosen else {}) | {"finetune": read_json(source / "metrics.json")}
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import numpy as np
 
 from framefold.data.samples import read_columns
 from framefold.errors import command
-from framefold.evaluation.report import write_report
+from framefold.evaluation.report import add_refit, write_contributions, write_report
 from framefold.evaluation.scoring import Scorer
 from framefold.evaluation.splits import read_labeled, read_targets
 from framefold.inference.bundle import Bundle, write_bundle
+from framefold.inference.contributions import blended
 from framefold.inference.ensembling import fit_blend, reweighted_probs
-from framefold.inference.students import Logits, Students
+from framefold.inference.students import PARTS, Logits, Students
 from framefold.inference.submission import complete_submission, write_submission
 from framefold.params.average_weights import AverageWeightsParams
 from framefold.params.base import load, load_value
@@ -45,13 +46,18 @@ def main() -> None:
         logits = {arch: students.logits(arch) for arch in archs}
         blend = fit(students, logits)
         bundle = describe(students, blend["weights"])
-        final = {part: bundle.scores({arch: logits[arch][part] for arch in archs}) for part in logits[archs[0]]}
+        final = blended(bundle, logits, PARTS)
+        refits = load_value("full_data")
+        refit = bundle.scores({arch: students.refit_logits(arch) for arch in archs}) if refits else None
         scorer = Scorer(read_targets(labeled, folds, root, test_ids), load(EnsembleParams))
         scratch.guard()
         write_report(students, logits, final, blend, scorer, root)
-        submit(root, students, final["test"])
+        write_contributions(bundle, students, logits, scorer)
+        if refit is not None:
+            add_refit(refit, final["test"], scorer)
+        submit(root, students, final["test"] if refit is None else refit)
         with write_folder_aside("models/ensemble") as aside:
-            write_bundle(aside, bundle)
+            write_bundle(aside, bundle.model_copy(update={"folds": refits or bundle.folds}))
             scratch.guard()
         scratch.finish()
 
@@ -70,8 +76,8 @@ def fit(students: Students, logits: dict[str, Logits]) -> dict[str, Any]:
     rows = labeled.out_of_fold_rows(students.folds)
     weights = {arch: np.array(students.class_weights(arch)) for arch in students.archs}
     probs = [reweighted_probs(logits[arch]["out_of_fold"], weights[arch]) for arch in students.archs]
-    settings = params.blend, params.fit_weights
-    return fit_blend(probs, labeled.labels[rows], labeled.folds[rows], labeled.categories, *settings)
+    truth = labeled.labels[rows], labeled.folds[rows], labeled.categories
+    return fit_blend(probs, *truth, params.blend, params.weights)
 
 
 def describe(students: Students, blend_weights: Sequence[float]) -> Bundle:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from framefold.data.folds import REFIT
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import command
 from framefold.launch import on_several_processes
@@ -20,7 +22,8 @@ from framefold.params.models import StudentParams
 from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch, stage_fingerprint
 from framefold.storage import write_folder_aside, write_json
-from framefold.training.classifiers import FoldData, kept_epochs, open_fold, train_classifier
+from framefold.training.checkpoint_choice import fold_halves, half_scores, top_gains
+from framefold.training.classifiers import FoldData, kept_epochs, open_all, open_fold, train_classifier
 from framefold.training.curves import write_curves
 from framefold.training.loop import TrainResult
 
@@ -34,12 +37,15 @@ def main() -> None:
     parser.add_argument("--arch", required=True)
     parser.add_argument("--fold", type=int, required=True)
     arguments = parser.parse_args()
-    arch, fold = arguments.arch, arguments.fold
+    finetune("finetune", arguments.arch, arguments.fold)
+
+
+def finetune(stage: str, arch: str, fold: int | str) -> None:
+    """The student of a fold; with REFIT the one of all labelled videos, by the same recipe without validation."""
     params, student = load(FinetuneParams), load(StudentParams)
     size = load(architecture(arch).Params, f"models.{arch}")
     seed, precision = load_value("seed"), load_value("precision")
-    teacher = fold % load_value("teacher.n_folds")  # the one that never saw this fold
-    source = Path("models/pretrain") / arch / (str(teacher) if load_value("pretrain.per_fold") else "all")
+    source = pretrained(arch, fold)
     load_runtime().prepare_cpu()
 
     stamp = {
@@ -47,10 +53,14 @@ def main() -> None:
         "run": [seed, precision, fold],
     }
     inputs = [FOLDS, CATEGORIES, source, *store_paths("labeled", student.encoder)]
-    with Scratch(f"finetune@{arch}-{fold}", stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
+    with Scratch(f"{stage}@{arch}-{fold}", stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
         videos = open_videos("labeled", student.encoder)
         labeled = open_labeled(videos)
-        data = open_fold(videos, labeled, labeled.fold == fold, student.inputs, params.batch_size)
+        if fold == REFIT:
+            data = open_all(videos, labeled, student.inputs, params.batch_size)
+        else:
+            data = open_fold(videos, labeled, labeled.fold == fold, student.inputs, params.batch_size)
+        halves = fold_halves(data, labeled) if params.checkpoints.select == "top" else None
         seed_everything(seed)
         result = train_classifier(
             warm_student(arch, student, size, source, videos, len(data.categories)),
@@ -61,11 +71,23 @@ def main() -> None:
             seed=seed,
             precision=precision,
             scratch=scratch,
-            after_epoch=judge(data, scratch),
+            after_epoch=judge(data, halves, scratch),
         )
         if is_main_process():
             publish(Path("models/finetune") / arch / str(fold), result, params, data, scratch)
         scratch.finish()
+
+
+def pretrained(arch: str, fold: int | str) -> Path:
+    """Where a student starts: with `pretrain.per_fold` from the soft labels of the teacher that never saw its fold.
+
+    All labelled videos have no such teacher, nor a fold that the others' labels could leak into: any will do.
+    """
+    folder = Path("models/pretrain") / arch
+    if not load_value("pretrain.per_fold"):
+        return folder / "all"
+    teacher = min(int(path.name) for path in folder.iterdir()) if fold == REFIT else int(fold)
+    return folder / str(teacher % load_value("teacher.n_folds"))
 
 
 def warm_student(arch: str, student: StudentParams, size: Any, source: Path, videos: Videos, n_classes: int) -> Any:
@@ -75,14 +97,24 @@ def warm_student(arch: str, student: StudentParams, size: Any, source: Path, vid
     return model
 
 
-def judge(data: FoldData, scratch: Scratch) -> Callable[[int, nn.Module, nn.Module], dict[str, float]]:
-    """After an epoch: keep its EMA weights, score them and the raw ones on the fold."""
+def judge(
+    data: FoldData, halves: np.ndarray | None, scratch: Scratch
+) -> Callable[[int, nn.Module, nn.Module], dict[str, Any]]:
+    """After an epoch: keep its EMA weights, score them and the raw ones on the fold, where there is one.
+
+    `halves` (V,) of the fold: both are scored, too, to tell later how optimistic it is to choose by fold score.
+    """
     device = load_runtime().torch_device()
 
-    def after_epoch(epoch: int, raw: nn.Module, ema: nn.Module) -> dict[str, float]:
-        scores = {"raw": data.score(data.logits(raw, device)), "ema": data.score(data.logits(ema, device))}
+    def after_epoch(epoch: int, raw: nn.Module, ema: nn.Module) -> dict[str, Any]:
         with scratch.sealed(checkpoint(epoch)) as path:
             save_weights(path, ema)
+        if not len(data.validation):
+            return {}
+        logits = data.logits(ema, device)
+        scores: dict[str, Any] = {"raw": data.score(data.logits(raw, device)), "ema": data.score(logits)}
+        if halves is not None:
+            scores["ema_halves"] = half_scores(data, logits, halves)
         log.info(f"epoch {epoch + 1}: fold score {scores['ema']:.4f} (EMA), {scores['raw']:.4f} (raw weights)")
         return scores
 
@@ -90,9 +122,14 @@ def judge(data: FoldData, scratch: Scratch) -> Callable[[int, nn.Module, nn.Modu
 
 
 def publish(target: Path, result: TrainResult, params: FinetuneParams, data: FoldData, scratch: Scratch) -> None:
-    kept = kept_epochs([report["ema"] for report in result.epochs], params.checkpoints)
+    choice = params.checkpoints
+    if not len(data.validation):  # nothing to choose by
+        choice = choice.model_copy(update={"select": "last"})
+    kept = kept_epochs([report.get("ema", 0.0) for report in result.epochs], choice)
     report: dict[str, Any] = {"epochs": result.epochs, "kept": kept} | result.epochs[-1]
     report |= {"training_videos": len(data.training), "validation_videos": len(data.validation)}
+    if "ema_halves" in result.epochs[-1]:
+        report["selection"] = top_gains(result.epochs, choice)
     with write_folder_aside(target) as aside:
         for epoch in kept:
             shutil.copyfile(scratch.folder / checkpoint(epoch), aside / checkpoint(epoch))

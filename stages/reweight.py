@@ -37,8 +37,10 @@ def main() -> None:
         scratch.guard()
         write_json(Path("models/reweight") / f"{arch}.json", fit)
         scratch.finish()
-    gain, verdict = fit["cross_fitted_gain"], "used" if fit["used"] else "not used"
-    log.info(f"reweight {arch}: a {fit['a']}, b {fit['b']}, cross-fitted gain {gain:+.4f}: {verdict}")
+    for name, found in fit.get("methods", {}).items():
+        gains = f"gain {found['in_sample_gain']:+.4f} in sample, {found['cross_fitted_gain']:+.4f} cross-fitted"
+        log.info(f"reweight {arch}: {name}, {gains}")
+    log.info(f"reweight {arch}: {fit['method']} is {'used' if fit['used'] else 'not used'}")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def loaded_keys(stage: str) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("framefold.params.")
         for alias in node.names
     }
-    keys: set[str] = set()
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    others = [module.removeprefix("stages.") for module in modules if module.startswith("stages.")]
+    keys: set[str] = set().union(*map(loaded_keys, others))  # refit does what finetune does
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         assert isinstance(call.func, ast.Name)
         if call.func.id == "load_value":
@@ -129,10 +131,10 @@ UNUSED = {
     "train_teacher": {"teacher.folds"},
     "pseudo_label": {"teacher.text", "teacher.model", "teacher.training"},
     "average_weights": {"student.text"},
-    "reference": {*NOT_ROOT, "ensemble.blend", "ensemble.fit_weights"},
+    "reference": {*NOT_ROOT, "ensemble.blend", "ensemble.weights"},
     "ensemble": {
         *NOT_ROOT,
-        *("student.text", "average_weights.last", "ingest.max_rejected", "ingest.duplicates"),
+        *("student.text", "average_weights.method", "average_weights.last", "ingest.max_rejected", "ingest.duplicates"),
         *("text.vocab", "text.vocab_size", "text.max_unknown"),
     },
 }
@@ -216,6 +218,11 @@ def stage_names(tmp_path: Path):
 
 def test_your_own_data_removes_the_demo_stage(stage_names):
     assert "demo_data@demo" not in stage_names(data=PARAMS["data"] | {"root": "data/own", "generated": []})
+
+
+def test_without_full_data_there_is_no_refit(stage_names):
+    assert not any(name.startswith("refit") for name in stage_names())
+    assert {f"refit@{arch}-all" for arch in PARAMS["archs"]} <= stage_names(full_data=["all"])
 
 
 def test_lists_in_params_shape_the_dag(stage_names):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from framefold.evaluation.metrics import official_scores
-from framefold.inference.ensembling import best_member, blend, fit_blend, reweighted_probs, simplex_grid
+from framefold.inference.blend_weights import simplex_grid
+from framefold.inference.ensembling import best_member, blend, fit_blend, reweighted_probs
 from framefold.inference.predictions import softmax
 
 CATEGORIES = [f"{group:02d}{sub:02d}" for group in range(4) for sub in range(5)]
@@ -28,31 +29,53 @@ def folds_of(labels):
 def test_a_blend_of_independent_models_beats_each_of_them(labels, how):
     members = [member(labels, 2.0, seed) for seed in (1, 2)]
     alone = [official_scores(labels, m.argmax(axis=1), CATEGORIES)["score"] for m in members]
-    fit = fit_blend(members, labels, folds_of(labels), CATEGORIES, how, fit_weights=True)
+    fit = fit_blend(members, labels, folds_of(labels), CATEGORIES, how, "simplex")
     both = official_scores(labels, blend(members, fit["weights"], how).argmax(axis=1), CATEGORIES)["score"]
     assert both > max(alone) + 0.05
 
 
-def test_fitting_gives_a_useless_model_little_weight(labels):
+@pytest.mark.parametrize("method", ["simplex", "greedy"])
+def test_fitting_gives_a_useless_model_little_weight(labels, method):
     members = [member(labels, 2.5, 1), member(labels, 0.0, 2)]
-    fit = fit_blend(members, labels, folds_of(labels), CATEGORIES, "probs", fit_weights=True)
+    fit = fit_blend(members, labels, folds_of(labels), CATEGORIES, "probs", method)
     assert fit["used"]
     assert fit["weights"][0] > 0.6
     assert fit["cross_fitted_gain"] > 0.01
 
 
-def test_fitting_that_does_not_help_leaves_equal_weights(labels):
+@pytest.mark.parametrize("method", ["simplex", "greedy"])
+def test_fitting_that_does_not_help_leaves_equal_weights(labels, method):
     """Members that are noise: the best weights in sample gain, the cross-fitted estimate mostly says no."""
     refused = 0
     for seed in range(8):
         members = [member(labels[:200], 0.0, 10 + seed), member(labels[:200], 0.0, 30 + seed)]
-        fit = fit_blend(members, labels[:200], folds_of(labels[:200]), CATEGORIES, "probs", fit_weights=True)
+        fit = fit_blend(members, labels[:200], folds_of(labels[:200]), CATEGORIES, "probs", method)
         assert (fit["weights"] == [0.5, 0.5]) or fit["used"]
         refused += not fit["used"]
     assert refused >= 4
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("method", ["simplex", "greedy"])
+def test_gain_on_noise_is_claimed_in_sample_but_not_cross_fitted(method):
+    """40 draws of three members that know nothing: four points gained in sample, cross-fitted none beyond chance."""
+    fits = []
+    for seed in range(40):
+        few = np.random.default_rng(seed).integers(0, 20, 100)
+        members = [member(few, 0.0, 1000 * number + seed) for number in (1, 2, 3)]
+        fits.append(fit_blend(members, few, folds_of(few), CATEGORIES, "probs", method))
+    in_sample, honest = ([fit[name] for fit in fits] for name in ("in_sample_gain", "cross_fitted_gain"))
+    assert np.mean(in_sample) > 0.03
+    assert np.mean(honest) < 2 * np.std(honest) / len(honest) ** 0.5
+
+
+def test_equal_weights_are_those_of_no_fit(labels):
+    members = [member(labels, 2.5, 1), member(labels, 0.0, 2)]
+    fit = fit_blend(members, labels, folds_of(labels), CATEGORIES, "probs", "equal")
+    assert fit["weights"] == [0.5, 0.5]
+    assert not fit["used"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
 def test_weights_sum_to_one_and_equal_ones_come_first(n):
     points = simplex_grid(n)
     assert points[0] == (1 / n,) * n

@@ -57,6 +57,24 @@ def test_predict_equals_the_pipelines_own_submission(project, tmp_path, monkeypa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.csv"]
 
 
+@pytest.mark.parametrize(
+    ("reweight", "weights", "how"),
+    [("none", "equal", "probs"), ("logit_adjustment", "greedy", "logits"), ("search", "simplex", "logits")],
+)
+def test_predict_equals_the_submission_whatever_was_fitted(project, reweight, weights, how):
+    """Every method ends as weights in the bundle, other than 1 where its cross-fitted gain has it used."""
+    settings = {"reweight.method": reweight, "ensemble.weights": weights, "ensemble.blend": how}
+    tiny_project.write_params(tiny_project.FOLDS, **settings)
+    tiny_project.finish_pipeline(tiny_project.ARCHS)
+    report, bundle = read_json("metrics/reweight.json"), read_json("models/ensemble/bundle.json")
+    assert all(report[arch]["method"] == reweight for arch in tiny_project.ARCHS)
+    for arch in tiny_project.ARCHS:
+        assert (set(bundle["class_weights"][arch]) == {1.0}) == (not report[arch]["used"])
+    assert bundle["blend_weights"] == report["blend"]["weights"]
+    run(Path("raw"), Path("out.csv"), Path("models/ensemble"))
+    assert Path("out.csv").read_text() == Path("data/predictions/result.csv").read_text()
+
+
 def use_given_features() -> None:
     """Turn the data root into the preliminary layout: one archive of float16 features per split, no images."""
     rng = np.random.default_rng(0)

@@ -3,12 +3,27 @@
 import numpy as np
 import pytest
 
+from framefold.evaluation.metrics import official_scores
 from framefold.inference.cross_fitting import cross_fitted_labels, deal_parts
-from framefold.inference.reweighting import class_weights, fit_reweighting
+from framefold.inference.ensembling import reweighted_probs
+from framefold.inference.predictions import softmax
+from framefold.inference.reweighting import class_weights, fit_reweighting, prior_weights
 from framefold.params.reweight import ReweightParams
 
 CATEGORIES = [f"{group:02d}{sub:02d}" for group in range(4) for sub in range(5)]
-PARAMS = ReweightParams(a=[0.5, 1, 2, 3, 5], b=[0.5, 1], cross_fit_folds=5, min_gain=0.0, seed=0)
+PARAMS = ReweightParams(
+    method="formula",
+    a=[0.5, 1, 2, 3, 5],
+    b=[0.5, 1],
+    tau=[0.1, 0.2, 0.3, 0.5, 0.75, 1],
+    bound=0.7,
+    steps=5,
+    sweeps=3,
+    cross_fit_folds=5,
+    min_gain=0.0,
+    seed=0,
+)
+METHODS = ("formula", "logit_adjustment", "search")
 
 
 def noise(seed, n=200):
@@ -29,13 +44,26 @@ def long_tailed(seed, n=3000):
     return probs / probs.sum(axis=1, keepdims=True), labels, np.arange(n), sizes
 
 
-def test_gain_on_noise_is_claimed_in_sample_but_not_cross_fitted():
-    """The reported gain is the cross-fitted one; the in-sample gain is the optimism that it must not contain."""
-    fits = [fit_reweighting(*noise(seed), CATEGORIES, PARAMS) for seed in range(25)]
-    in_sample = np.mean([fit["out_of_fold_after"] - fit["out_of_fold_before"] for fit in fits])
-    honest = np.mean([fit["cross_fitted_gain"] for fit in fits])
+@pytest.fixture(scope="module")
+def fits_of_noise():
+    return [fit_reweighting(*noise(seed), CATEGORIES, PARAMS) for seed in range(25)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gain_on_noise_is_claimed_in_sample_but_not_cross_fitted(fits_of_noise, method):
+    """The gain that counts is the cross-fitted one; that in sample is the optimism that it must not contain."""
+    in_sample, honest = (
+        np.mean([fit["methods"][method][name] for fit in fits_of_noise])
+        for name in ("in_sample_gain", "cross_fitted_gain")
+    )
     assert in_sample > 0.005
     assert honest < 0.001
+
+
+def test_search_is_the_most_optimistic_of_the_methods(fits_of_noise):
+    """A weight for each class fits more luck than one or two numbers for all."""
+    gains = {m: np.mean([fit["methods"][m]["in_sample_gain"] for fit in fits_of_noise]) for m in METHODS}
+    assert gains["search"] > 2 * max(gains["formula"], gains["logit_adjustment"])
 
 
 def test_a_fit_that_sees_the_part_it_is_judged_on_is_caught():
@@ -63,6 +91,43 @@ def test_rare_classes_gain_where_the_prior_drowned_them():
     assert fit["cross_fitted_gain"] > 0
     assert fit["weights"][19] > fit["weights"][0] >= 1
     assert fit["weights"] == class_weights(data[3], fit["a"], fit["b"]).tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_undoes_a_prior_that_was_learnt_too_well(method):
+    data = long_tailed(0)
+    fit = fit_reweighting(*data, CATEGORIES, PARAMS.model_copy(update={"method": method}))
+    assert fit["used"]
+    assert fit["cross_fitted_gain"] == fit["methods"][method]["cross_fitted_gain"] > 0
+    predicted = (data[0] * np.array(fit["weights"])).argmax(axis=1)
+    assert official_scores(data[1], predicted, CATEGORIES)["score"] == pytest.approx(fit["out_of_fold_after"])
+
+
+def test_logit_adjustment_is_the_closed_form_on_logits():
+    """argmax of probs x prior^-tau is argmax of logits - tau log prior, and the weights themselves are prior^-tau."""
+    rng = np.random.default_rng(0)
+    logits, sizes = rng.normal(size=(500, 20)), rng.integers(1, 300, 20).astype(float)
+    weights = prior_weights(sizes, 0.6)
+    adjusted = logits - 0.6 * np.log(sizes / sizes.sum())
+    assert np.array_equal((softmax(logits) * weights).argmax(axis=1), adjusted.argmax(axis=1))
+    assert weights[3] * (sizes[3] / sizes.sum()) ** 0.6 == pytest.approx(1)
+    assert reweighted_probs(logits, weights) == pytest.approx(softmax(adjusted))
+
+
+def test_logit_adjustment_finds_the_tau_that_was_planted():
+    """Logits of an even-handed model plus log prior: tau 1 takes it off again."""
+    rng = np.random.default_rng(1)
+    sizes = np.ceil(1000 / np.arange(1, 21) ** 1.5)
+    labels = rng.integers(0, 20, 4000)  # balanced, where the model believes in the tail
+    logits = 1.5 * (rng.normal(size=(4000, 20)) + 2 * np.eye(20)[labels]) + np.log(sizes / sizes.sum())
+    params = PARAMS.model_copy(update={"method": "logit_adjustment"})
+    assert fit_reweighting(softmax(logits), labels, np.arange(4000), sizes, CATEGORIES, params)["tau"] == 1
+
+
+def test_without_a_method_weights_are_one():
+    fit = fit_reweighting(*long_tailed(0), CATEGORIES, PARAMS.model_copy(update={"method": "none"}))
+    assert fit["weights"] == [1.0] * 20
+    assert not fit["used"]
 
 
 def test_weights_stay_one_when_the_gain_is_too_small():

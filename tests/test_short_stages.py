@@ -34,7 +34,7 @@ def prepare_reweight(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(reweight, "read_labeled", Labeled)
     patch.setattr(reweight, "read_aligned", lambda path, ids: np.zeros((8, 2), np.float32))
-    fit = {"a": 1, "b": 1, "cross_fitted_gain": 0.0, "used": False}
+    fit = {"method": "none", "used": False}
     patch.setattr(reweight, "fit_reweighting", lambda *arguments: fit)
     patch.setattr(sys, "argv", ["reweight", "--arch", "single_stream"])
 

@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.medium
 
 ROOT = Path(__file__).resolve().parents[1]
-WITH_TORCH = {"adapt_clip", "train_teacher", "pseudo_label", "pretrain", "finetune", "average_weights"}
+WITH_TORCH = {"adapt_clip", "train_teacher", "pseudo_label", "pretrain", "finetune", "refit", "average_weights"}
 SLOW_IMPORTS = ("torch", "torchvision", "open_clip", "timm", "sklearn", "scipy", "pandas", "transformers", "dvc")
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 

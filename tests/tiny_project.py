@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,13 @@ def build_stores() -> None:
         run_stage("extract_frames", "--encoder", "small", "--split", split)
 
 
-def write_students(arch: str, folds: list[int], checkpoints: int = 2) -> None:
-    """What `finetune` leaves, with random weights; seeded by fold."""
+def write_students(arch: str, folds: Sequence[int | str], checkpoints: int = 2) -> None:
+    """What `finetune` (or, for fold `all`, `refit`) leaves, with random weights; seeded by fold."""
     videos = open_videos("labeled", "small")
     for fold in folds:
         folder = Path("models/finetune") / arch / str(fold)
         folder.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(fold)
+        torch.manual_seed(100 if isinstance(fold, str) else fold)
         model = lively_model(arch, videos)
         for epoch in range(checkpoints):
             with torch.no_grad():

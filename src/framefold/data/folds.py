@@ -18,6 +18,7 @@ from framefold.storage import write_parquet
 
 FILE = Path("data/folds.parquet")
 HOLDOUT = -1
+REFIT = "all"  # in place of a fold: the student that is trained on every labelled video, the holdout included
 SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32()), ("group", pa.int64()), ("fold", pa.int32())])
 
 

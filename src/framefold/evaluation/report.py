@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 
 from framefold.evaluation.agreement import optimism
-from framefold.evaluation.alive import all_checks
+from framefold.evaluation.alive import above, all_checks
 from framefold.evaluation.plots import write_class_f1_by_size, write_level1_confusion, write_training_curves
 from framefold.evaluation.scoring import Predictions, Scorer
+from framefold.evaluation.selection import selection_checks, selection_of
+from framefold.inference.bundle import Bundle
+from framefold.inference.contributions import leave_one_out
 from framefold.inference.students import Logits, Students
 from framefold.storage import read_json, write_json
 
@@ -29,7 +32,10 @@ def write_report(
     write_json(METRICS / "comparisons.json", comparisons | {"best_fold_is": f"{arch}/{fold}"} | oracle(root))
     write_json(METRICS / "optimism.json", out_of_fold_optimism(students, logits, scorer))
     write_json(METRICS / "reweight.json", reweighting(students, blend))
-    write_json(METRICS / "alive.json", all_checks(students.archs, students.folds, students.models, METRICS))
+    chosen = {arch: selection_of(students.fold_reports(arch)) for arch in students.archs}
+    write_json(METRICS / "selection.json", chosen)
+    checks = all_checks(students.archs, students.folds, students.models, METRICS)
+    write_json(METRICS / "alive.json", checks | selection_checks(chosen))
     write_plots(students, final, scorer)
 
 
@@ -52,6 +58,28 @@ def out_of_fold_optimism(students: Students, logits: dict[str, Logits], scorer: 
             if part != "out_of_fold"
         }
     return entries
+
+
+def write_contributions(bundle: Bundle, students: Students, logits: dict[str, Logits], scorer: Scorer) -> None:
+    """metrics/contributions.json: the ensemble without each of its parts."""
+    write_json(METRICS / "contributions.json", leave_one_out(bundle, logits, students.fold_logits, scorer.differences))
+
+
+def add_refit(refit: np.ndarray, ensemble: np.ndarray, scorer: Scorer) -> None:
+    """refit, ensemble (N, C): scores of the test videos by models of all labelled videos, and by those of the folds.
+
+    No labelled video is left to judge the former: only the test truth, where there is one, and their agreement with
+    the latter, whose cross-validated score is their estimate. Two trainings by one recipe agree more often with each
+    other than either does with the truth.
+    """
+    metrics, comparisons, alive = (read_json(METRICS / f"{name}.json") for name in ("metrics", "comparisons", "alive"))
+    estimate = "ensemble.out_of_fold, ensemble.holdout"
+    metrics["full_data"] = scorer.entries({"test": refit}) | {"estimate": estimate}
+    comparisons["full_data_minus_ensemble"] = scorer.differences({"test": refit}, {"test": ensemble})
+    agreement = float((refit.argmax(axis=1) == ensemble.argmax(axis=1)).mean())
+    alive["full_data_agrees"] = above(agreement, metrics["ensemble"]["out_of_fold"]["top1"])
+    for name, content in (("metrics", metrics), ("comparisons", comparisons), ("alive", alive)):
+        write_json(METRICS / f"{name}.json", content)
 
 
 def fold_entry(students: Students, fold: int, validation: np.ndarray, scorer: Scorer) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 bundle.json              what follows, as `Bundle`
 tokenizer/               as models/tokenizer
 encoders/<encoder>/      as models/clip/<encoder>
-members/<arch>/<fold>/   model.safetensors, config.json
+members/<arch>/<fold>/   model.safetensors, config.json; fold `all`: trained again on every labelled video
 """
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import PositiveInt
@@ -27,7 +28,7 @@ class Bundle(Group):
 
     categories: list[str]
     archs: list[str]
-    folds: list[int]
+    folds: list[int | Literal["all"]]
     blend: Blend
     blend_weights: list[float]  # per arch
     class_weights: dict[str, list[float]]  # arch -> one per category
@@ -45,7 +46,7 @@ class Bundle(Group):
         return blend(probs, self.blend_weights, self.blend)
 
 
-def member_folder(bundle: Path, arch: str, fold: int) -> Path:
+def member_folder(bundle: Path, arch: str, fold: int | str) -> Path:
     return bundle / "members" / arch / str(fold)
 
 

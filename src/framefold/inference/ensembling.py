@@ -1,16 +1,17 @@
 """Blending architectures: class weights, then a weighted mean of probabilities or of log-probabilities."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from framefold.evaluation.metrics import official_scores
-from framefold.inference.cross_fitting import best, cross_fitted_labels
+from framefold.inference.blend_weights import Weights, greedy_weights, simplex_weights
+from framefold.inference.cross_fitting import cross_fitted_labels
 from framefold.inference.predictions import softmax
 
 Blend = Literal["probs", "logits"]
+Method = Literal["equal", "simplex", "greedy"]
 
 
 def reweighted_probs(logits: np.ndarray, class_weights: np.ndarray) -> np.ndarray:
@@ -25,46 +26,39 @@ def blend(probs: Sequence[np.ndarray], weights: Sequence[float], how: Blend) -> 
     return np.sum([weight * term for term, weight in zip(terms, weights, strict=True)], axis=0)
 
 
-def simplex_grid(n: int) -> list[tuple[float, ...]]:
-    """Weights of n members that sum to one, equal ones first (they win ties), then by distance from equal."""
-    steps = {1: 1, 2: 20, 3: 10}.get(n, 5)
-    counts = (c for c in itertools.product(range(steps + 1), repeat=n) if sum(c) == steps)
-    equal = (1 / n,) * n
-    points = [tuple(c / steps for c in count) for count in counts]
-    return [equal, *sorted(points, key=lambda w: sum((x - 1 / n) ** 2 for x in w))]
-
-
 def fit_blend(
     probs: Sequence[np.ndarray],
     labels: np.ndarray,
     folds: np.ndarray,
     categories: Sequence[str],
     how: Blend,
-    fit_weights: bool,
+    method: Method,
 ) -> dict[str, Any]:
     """Blend weights from out-of-fold predictions, and what fitting them gains over equal weights.
 
     probs: a (N, C) array per architecture; labels, validation folds (N,). The gain is cross-fitted over the folds:
     weights from the other folds, judged on this one. Equal weights stay when it is not positive, or with one fold only.
     """
+    equal = (1 / len(probs),) * len(probs)
+    if method == "equal" or len(probs) == 1 or len(np.unique(folds)) == 1:
+        gains = {"in_sample_gain": 0.0, "cross_fitted_gain": 0.0}
+        return {"weights": list(equal), "fitted": list(equal), **gains, "used": False}
 
-    def predict(rows: np.ndarray | slice, weights: tuple[float, ...]) -> np.ndarray:
+    def predict(rows: np.ndarray | slice, weights: Weights) -> np.ndarray:
         return blend([p[rows] for p in probs], weights, how).argmax(axis=1)
 
-    def fit(rows: np.ndarray | slice) -> tuple[float, ...]:
-        def score(weights: tuple[float, ...]) -> float:
-            return official_scores(labels[rows], predict(rows, weights), categories)["score"]
+    def score(weights: Weights, rows: np.ndarray | slice = slice(None)) -> float:
+        return official_scores(labels[rows], predict(rows, weights), categories)["score"]
 
-        return best(simplex_grid(len(probs)), score)
+    def fit(rows: np.ndarray | slice) -> Weights:
+        find = greedy_weights if method == "greedy" else simplex_weights
+        return find(len(probs), lambda weights: score(weights, rows))
 
-    equal = (1 / len(probs),) * len(probs)
-    if not fit_weights or len(probs) == 1 or len(np.unique(folds)) == 1:
-        return {"weights": list(equal), "fitted": list(equal), "cross_fitted_gain": 0.0, "used": False}
-    before = official_scores(labels, predict(slice(None), equal), categories)["score"]
+    before, fitted = score(equal), fit(slice(None))
     gain = official_scores(labels, cross_fitted_labels(folds, fit, predict), categories)["score"] - before
-    fitted = fit(slice(None))
     used = bool(gain > 0)
-    return {"weights": list(fitted if used else equal), "fitted": list(fitted), "cross_fitted_gain": gain, "used": used}
+    gains = {"in_sample_gain": score(fitted) - before, "cross_fitted_gain": gain}
+    return {"weights": list(fitted if used else equal), "fitted": list(fitted), **gains, "used": used}
 
 
 def best_member(fold_scores: Mapping[tuple[str, int], float]) -> tuple[str, int]:

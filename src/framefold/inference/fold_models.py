@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from framefold.data.folds import Folds
-from framefold.data.videos import HOLDOUT, Videos
+from framefold.data.folds import HOLDOUT, REFIT, Folds
+from framefold.data.videos import Videos, read_categories
 from framefold.inference.blocks import BlockFolder
+from framefold.inference.greedy_soup import FoldVideos, choose_soup, soup_labels
 from framefold.inference.predict import block_logits
 from framefold.inference.predictions import mean_logits, read_predictions, write_predictions
 from framefold.inference.processes import Processes, SharedProgress
@@ -26,17 +27,23 @@ log = logging.getLogger(__name__)
 LAST = "last_checkpoint.parquet"  # of the last EMA checkpoint alone: compared with the average, then dropped
 PREDICTED = ("validation.parquet", "holdout.parquet", "test.parquet")
 WEIGHTS, AVERAGED = "model.safetensors", "averaged.json"  # the latter with the former's digest, written last
-PUBLISHED = (WEIGHTS, "config.json", "curves.csv", *PREDICTED)
+MODEL = (WEIGHTS, "config.json", "curves.csv")
+SELECTION = "selection.json"  # what choosing checkpoints on the fold gains; empty where nothing was chosen
+
+Fold = int | str  # or REFIT
+Choose = Callable[[Fold, Path], tuple[Sequence[str], Mapping[str, float]]]  # names of checkpoints, what choosing gains
 
 
-def average_folds(sources: Mapping[int, Path], folders: Mapping[int, Path], last: int) -> None:
-    """Average the last checkpoints of every fold into its folder; an average that is there and whole is kept."""
+def average_folds(sources: Mapping[Fold, Path], folders: Mapping[Fold, Path], choose: Choose) -> None:
+    """Average the chosen checkpoints of every fold into its folder; an average that is there and whole is kept."""
     for fold, source in sources.items():
         target = folders[fold]
         if not is_averaged(target):
             target.mkdir(exist_ok=True)
             shutil.copyfile(source / "curves.csv", target / "curves.csv")
-            save_model(target, averaged_model(source, last))
+            names, gains = choose(fold, source)
+            save_model(target, averaged_model(source, names))
+            write_json(target / SELECTION, gains)
             write_json(target / AVERAGED, {"sha256": sha256_of(target / WEIGHTS)})
 
 
@@ -56,7 +63,7 @@ def is_averaged(folder: Path) -> bool:
 class Part:
     """Predictions to make: one file of a fold, of `videos` at `rows`, by the model in `model`."""
 
-    fold: int
+    fold: Fold
     name: str
     model: tuple[Path, str]  # folder, file of weights
     videos: Videos
@@ -95,7 +102,22 @@ class Predictor:
         yield self.part(fold, "test.parquet", average, self.test, np.arange(len(self.test)))
         yield self.part(fold, LAST, last, self.labeled, validation)
 
-    def part(self, fold: int, name: str, model: tuple[Path, str], videos: Videos, rows: np.ndarray) -> Part:
+    def refit_part(self, target: Path) -> Part:
+        """Of a model that was trained on all labelled videos: the test videos, which alone it has not seen."""
+        return self.part(REFIT, "test.parquet", (target, WEIGHTS), self.test, np.arange(len(self.test)))
+
+    def greedy_soup(self, fold: Fold, source: Path, last: int) -> tuple[Sequence[str], Mapping[str, float]]:
+        """Of the `last` checkpoints in `source` those chosen on the fold, and what that gains; REFIT has no fold."""
+        names = kept_checkpoints(source)[-last:]
+        if fold == REFIT:
+            return names, {}
+        rows = np.flatnonzero(self.folds.fold == fold)
+        dataset = self.labeled.dataset(rows, self.inputs)
+        videos = FoldVideos(self.folds.label[rows], self.folds.group[rows], read_categories())
+        predict = soup_labels(source, dataset, self.batch_size, self.device, self.pause)
+        return choose_soup(names, predict, videos)
+
+    def part(self, fold: Fold, name: str, model: tuple[Path, str], videos: Videos, rows: np.ndarray) -> Part:
         blocks = BlockFolder(self.blocks / str(fold) / Path(name).stem, len(rows))
         return Part(fold, name, model, videos, rows, blocks)
 
@@ -131,12 +153,20 @@ def missing_blocks(parts: Sequence[Part]) -> list[tuple[int, int]]:
     return [(place, number) for place, part in enumerate(parts) for number in part.blocks.open()]
 
 
+def last_checkpoints(fold: Fold, source: Path, last: int) -> tuple[Sequence[str], Mapping[str, float]]:
+    return kept_checkpoints(source)[-last:], {}
+
+
+def publish_model(folder: Path, target: Path, predictions: Sequence[str]) -> None:
+    target.mkdir()
+    for name in (*MODEL, *predictions):
+        link_or_copy(folder / name, target / name)
+
+
 def publish_folds(folders: Mapping[int, Path], target: Path) -> None:
     """The folds' files into `target`, and beside them all validation rows and the mean logits of holdout and test."""
     for fold, folder in folders.items():
-        (target / str(fold)).mkdir()
-        for name in PUBLISHED:
-            link_or_copy(folder / name, target / str(fold) / name)
+        publish_model(folder, target / str(fold), PREDICTED)
     validation = [read_predictions(folder / "validation.parquet") for folder in folders.values()]
     ids = [video for part, _ in validation for video in part]
     write_predictions(target / "out_of_fold.parquet", ids, np.concatenate([logits for _, logits in validation]))

@@ -164,7 +164,7 @@ def shares(progress: Progress, encoding: Encoding, shards: Shards) -> dict[str, 
 class Students:
     """All members of the bundle in memory, and what turns a block of videos into their batches."""
 
-    members: dict[tuple[str, int], Any]
+    members: dict[tuple[str, int | str], Any]
     tokenizer: Tokenizer
     settings: Bundle
     device: torch.device
@@ -191,7 +191,7 @@ class Students:
 
 def load_students(bundle: Path, settings: Bundle) -> Students:
     device = load_runtime().torch_device()
-    members = {
+    members: dict[tuple[str, int | str], Any] = {
         (arch, fold): load_model(member_folder(bundle, arch, fold)).to(device)
         for arch in settings.archs
         for fold in settings.folds

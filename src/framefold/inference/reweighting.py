@@ -1,19 +1,35 @@
-"""Class weights `1 + a / n_c^b` on the probabilities: rare classes count more in macro F1 than in the training loss.
+"""Class weights on the probabilities: rare classes count more in macro F1 than in the training loss.
 
-The form comes from solutions of the WeChat Big Data Challenge 2022. (a, b) is fitted on out-of-fold predictions; its
-gain is estimated on videos that the fit did not see, and the weights stay 1 when that is not above `min_gain`.
+formula           1 + a / n_c^b, from solutions of the WeChat Big Data Challenge 2022; (a, b) from a grid
+logit_adjustment  prior_c^-tau, that is logits - tau * log prior (Menon et al. 2021, post hoc); tau from a grid
+search            a weight for each class, by coordinate ascent on the score (weight_search.py)
+
+Settings are fitted on out-of-fold predictions. A method's gain is estimated on videos that its fit did not see; the
+weights stay 1 when that of the chosen method is not above `min_gain`. The other methods are measured beside it: the
+distance of their gain in sample from the cross-fitted one is how optimistic each of them is.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.cross_fitting import best, cross_fitted_labels, deal_parts
+from framefold.inference.weight_search import search_weights
 from framefold.params.reweight import ReweightParams
 
-Exponents = tuple[float, float]
+METHODS = ("formula", "logit_adjustment", "search")
+Rows = np.ndarray | slice
+ALL = slice(None)
+
+
+class Setting(NamedTuple):
+    """What a method has chosen, and the class weights (C,) that follow from it."""
+
+    values: dict[str, float]
+    weights: np.ndarray
 
 
 def class_weights(class_sizes: np.ndarray, a: float, b: float) -> np.ndarray:
@@ -21,9 +37,21 @@ def class_weights(class_sizes: np.ndarray, a: float, b: float) -> np.ndarray:
     return 1 + a / np.maximum(class_sizes, 1.0) ** b
 
 
-def grid(params: ReweightParams) -> list[Exponents]:
+def prior_weights(class_sizes: np.ndarray, tau: float) -> np.ndarray:
+    """(C,) weights prior^-tau; a class without training videos counts as one with a single video."""
+    sizes = np.maximum(class_sizes, 1.0)
+    return (sizes / sizes.sum()) ** -tau
+
+
+def formula_settings(class_sizes: np.ndarray, params: ReweightParams) -> list[Setting]:
     """No reweighting first: it wins ties."""
-    return [(0.0, 1.0)] + [(a, b) for a in params.a for b in params.b if a != 0]
+    grid = [(0.0, 1.0)] + [(a, b) for a in params.a for b in params.b if a != 0]
+    return [Setting({"a": a, "b": b}, class_weights(class_sizes, a, b)) for a, b in grid]
+
+
+def logit_adjustment_settings(class_sizes: np.ndarray, params: ReweightParams) -> list[Setting]:
+    grid = [0.0] + [tau for tau in params.tau if tau != 0]
+    return [Setting({"tau": tau}, prior_weights(class_sizes, tau)) for tau in grid]
 
 
 def fit_reweighting(
@@ -35,25 +63,56 @@ def fit_reweighting(
     params: ReweightParams,
 ) -> dict[str, Any]:
     """Content of models/reweight/<arch>.json. Out-of-fold probs (N, C), labels and groups (N,); class_sizes (C,)."""
-
-    def score(predicted: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
-        return official_scores(labels[rows], predicted, categories)["score"]
-
-    def predict(rows: np.ndarray | slice, setting: Exponents) -> np.ndarray:
-        return (probs[rows] * class_weights(class_sizes, *setting)).argmax(axis=1)
-
-    def fit(rows: np.ndarray | slice) -> Exponents:
-        return best(grid(params), lambda setting: score(predict(rows, setting), rows))
-
-    parts = deal_parts(labels, groups, params.cross_fit_folds, params.seed)
-    before, (a, b) = score(probs.argmax(axis=1)), fit(slice(None))
-    gain = score(cross_fitted_labels(parts, fit, predict)) - before
-    return {
-        "a": a,
-        "b": b,
-        "used": bool(gain > params.min_gain),
-        "cross_fitted_gain": gain,
-        "out_of_fold_before": before,
-        "out_of_fold_after": score(predict(slice(None), (a, b))),
-        "weights": (class_weights(class_sizes, a, b) if gain > params.min_gain else np.ones(len(class_sizes))).tolist(),
+    videos = _Videos(probs, labels, categories, deal_parts(labels, groups, params.cross_fit_folds, params.seed))
+    before, ones = videos.score(probs.argmax(axis=1)), np.ones(len(class_sizes)).tolist()
+    if params.method == "none":
+        return {"method": "none", "used": False, "out_of_fold_before": before, "weights": ones}
+    fits: dict[str, Callable[[Rows], Setting]] = {
+        "formula": videos.from_grid(formula_settings(class_sizes, params)),
+        "logit_adjustment": videos.from_grid(logit_adjustment_settings(class_sizes, params)),
+        "search": lambda rows: videos.searched(rows, params),
     }
+    settings = {name: fit(ALL) for name, fit in fits.items()}
+    after = {name: videos.score(videos.predict(ALL, setting)) for name, setting in settings.items()}
+    methods = {
+        name: {"in_sample_gain": after[name] - before, "cross_fitted_gain": videos.cross_fitted_score(fit) - before}
+        for name, fit in fits.items()
+    }
+    used = bool(methods[params.method]["cross_fitted_gain"] > params.min_gain)
+    return {
+        "method": params.method,
+        **settings[params.method].values,
+        "used": used,
+        **methods[params.method],
+        "out_of_fold_before": before,
+        "out_of_fold_after": after[params.method],
+        "methods": {name: methods[name] | settings[name].values for name in methods},
+        "weights": settings[params.method].weights.tolist() if used else ones,
+    }
+
+
+@dataclass(frozen=True)
+class _Videos:
+    """Out-of-fold probs (N, C), labels (N,) and parts (N,) of cross-fitting."""
+
+    probs: np.ndarray
+    labels: np.ndarray
+    categories: Sequence[str]
+    parts: np.ndarray
+
+    def score(self, predicted: np.ndarray, rows: Rows = ALL) -> float:
+        return official_scores(self.labels[rows], predicted, self.categories)["score"]
+
+    def predict(self, rows: Rows, setting: Setting) -> np.ndarray:
+        return (self.probs[rows] * setting.weights).argmax(axis=1)
+
+    def from_grid(self, settings: Sequence[Setting]) -> Callable[[Rows], Setting]:
+        return lambda rows: best(settings, lambda setting: self.score(self.predict(rows, setting), rows))
+
+    def searched(self, rows: Rows, params: ReweightParams) -> Setting:
+        labels, limits = self.labels[rows], (params.bound, params.steps, params.sweeps)
+        weights = search_weights(self.probs[rows], labels, self.categories, *limits)
+        return Setting({"smallest": float(weights.min()), "largest": float(weights.max())}, weights)
+
+    def cross_fitted_score(self, fit: Callable[[Rows], Setting]) -> float:
+        return self.score(cross_fitted_labels(self.parts, fit, self.predict))

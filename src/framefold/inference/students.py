@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from framefold.data.folds import REFIT
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.splits import LabeledVideos
 from framefold.inference.ensembling import best_member
@@ -36,11 +37,20 @@ class Students:
         """Of one architecture: each video's own fold model out of fold, the mean of all of them elsewhere."""
         return {part: read_aligned(self.models / "swa" / arch / f"{part}.parquet", self.ids(part)) for part in PARTS}
 
+    def refit_logits(self, arch: str) -> np.ndarray:
+        """(N, C) of the test videos, by the model that was trained on all labelled ones."""
+        return read_aligned(self.models / "swa" / arch / REFIT / "test.parquet", self.test_ids)
+
     def class_weights(self, arch: str) -> list[float]:
         return list(self.reweighting(arch)["weights"])
 
     def reweighting(self, arch: str) -> dict[str, Any]:
         return dict(read_json(self.models / "reweight" / f"{arch}.json"))
+
+    def fold_reports(self, arch: str) -> list[dict[str, Any]]:
+        """What `average_weights` tells of each fold."""
+        folds = read_json(self.models / "swa" / arch / "metrics.json")["folds"]
+        return [folds[str(fold)] for fold in self.folds]
 
     def best_fold(self, logits: dict[str, Logits]) -> tuple[str, int]:
         """The (arch, fold) with the best score on its own validation fold; holdout and test are not looked at."""

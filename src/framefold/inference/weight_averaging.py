@@ -1,6 +1,7 @@
-"""SWA: the mean of a student's last kept checkpoints (Izmailov et al. 2018), which are EMA weights already."""
+"""SWA: the mean of several of a student's kept checkpoints (Izmailov et al. 2018), which are EMA weights already."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -22,8 +23,7 @@ def kept_checkpoints(folder: Path | str) -> list[str]:
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-def averaged_model(folder: Path | str, last: int) -> nn.Module:
-    """The mean of the `last` latest checkpoints in `folder` (all, if there are fewer), in evaluation mode."""
-    names = kept_checkpoints(folder)[-last:]
+def averaged_model(folder: Path | str, names: Sequence[str]) -> nn.Module:
+    """The equal mean of the named checkpoints in `folder`, in evaluation mode."""
     model = load_model(folder, names[0])
     return average_checkpoints(model, (read_state_dict(Path(folder) / name) for name in names)).eval()

@@ -10,6 +10,7 @@ from framefold.params.base import Group
 class EnsembleParams(Group):
     key: ClassVar[str] = "ensemble"
     blend: Literal["probs", "logits"]
-    fit_weights: bool  # false: equal weights
+    # equal; simplex: searched; greedy: selection with replacement. Fitted ones stay only where they gain cross-fitted
+    weights: Literal["equal", "simplex", "greedy"]
     bootstrap: PositiveInt  # resamples for the 95 % intervals
     seed: int

@@ -57,6 +57,7 @@ class RunParams(Group):
     splits: list[Split]
     archs: list[Arch]
     folds: list[int]
+    full_data: list[Literal["all"]]  # [all]: students trained again on all labelled videos; []: no such stage
     encoders: dict[str, Any]
     models: dict[Arch, Any]
 
@@ -100,6 +101,8 @@ def _lists(run: RunParams) -> Iterator[str]:
     for name, values in lists:
         if not values or len(set(values)) < len(values):
             yield f"{name} is {list(values)}; give at least one, each once"
+    if len(run.full_data) > 1:
+        yield f"full_data is {run.full_data}; give [all] or []"
     if set(run.splits) != set(get_args(Split)):
         yield f"splits must be {list(get_args(Split))}"
     for arch in run.archs:

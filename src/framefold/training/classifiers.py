@@ -56,6 +56,13 @@ def open_fold(
     return FoldData(training, validation, read_categories(), batch_size)
 
 
+def open_all(videos: Videos, labeled: Folds, inputs: InputParams, batch_size: int) -> FoldData:
+    """Every labelled video trains, the holdout included; none is left to validate."""
+    rows = np.arange(len(labeled))
+    training, nothing = (videos.dataset(part, inputs, labels=labeled.label) for part in (rows, rows[:0]))
+    return FoldData(training, nothing, read_categories(), batch_size)
+
+
 def train_classifier(
     model: Any,
     data: FoldData,
