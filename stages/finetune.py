@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from framefold.data.pseudo_labels import ORIGIN, origin_of, teacher_of
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import command
 from framefold.launch import on_several_processes
@@ -17,12 +18,15 @@ from framefold.models.weights import save_weights
 from framefold.params.base import load, load_value
 from framefold.params.finetune import FinetuneParams
 from framefold.params.models import StudentParams
+from framefold.rounds import add_round
 from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch, stage_fingerprint
-from framefold.storage import write_folder_aside, write_json
+from framefold.storage import read_json, write_folder_aside, write_json
 from framefold.training.classifiers import FoldData, kept_epochs, open_fold, train_classifier
 from framefold.training.curves import write_curves
 from framefold.training.loop import TrainResult
+from framefold.training.pool import open_labelled_pool
+from framefold.training.pseudo_phase import PHASE, learn_pseudo_labels
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)
     parser.add_argument("--fold", type=int, required=True)
+    add_round(parser)
     arguments = parser.parse_args()
-    arch, fold = arguments.arch, arguments.fold
+    arch, fold, round_ = arguments.arch, arguments.fold, arguments.round_
     params, student = load(FinetuneParams), load(StudentParams)
     size = load(architecture(arch).Params, f"models.{arch}")
     seed, precision = load_value("seed"), load_value("precision")
-    teacher = fold % load_value("teacher.n_folds")  # the one that never saw this fold
-    source = Path("models/pretrain") / arch / (str(teacher) if load_value("pretrain.per_fold") else "all")
+    teacher = teacher_of(fold, round_.pseudo) if load_value("pretrain.per_fold") else None  # None: all together
+    source = round_.models / "pretrain" / arch / ("all" if teacher is None else str(teacher))
     load_runtime().prepare_cpu()
 
     stamp = {
@@ -47,13 +52,19 @@ def main() -> None:
         "run": [seed, precision, fold],
     }
     inputs = [FOLDS, CATEGORIES, source, *store_paths("labeled", student.encoder)]
-    with Scratch(f"finetune@{arch}-{fold}", stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
+    inputs += [round_.pseudo, *store_paths("unlabeled", student.encoder)] if params.pseudo.epochs else []
+    item, modules = round_.item("finetune", arch, fold), [f"framefold.models.{arch}"]
+    with Scratch(item, stage_fingerprint(stamp, inputs, modules)) as scratch:
         videos = open_videos("labeled", student.encoder)
         labeled = open_labeled(videos)
         data = open_fold(videos, labeled, labeled.fold == fold, student.inputs, params.batch_size)
         seed_everything(seed)
+        model = warm_student(arch, student, size, source, videos, len(data.categories))
+        if params.pseudo.epochs:
+            pool = open_labelled_pool(student, round_.pseudo, teacher, params.pseudo.labels)
+            learn_pseudo_labels(model, pool, data, params, seed=seed, precision=precision, scratch=scratch)
         result = train_classifier(
-            warm_student(arch, student, size, source, videos, len(data.categories)),
+            model,
             data,
             params,
             label_smoothing=params.label_smoothing,
@@ -64,7 +75,8 @@ def main() -> None:
             after_epoch=judge(data, scratch),
         )
         if is_main_process():
-            publish(Path("models/finetune") / arch / str(fold), result, params, data, scratch)
+            origin = origin_of(labeled, data.training.rows, n_folds=int(labeled.fold.max()) + 1)
+            publish(round_.models / "finetune" / arch / str(fold), result, params, data, origin, scratch)
         scratch.finish()
 
 
@@ -89,7 +101,9 @@ def judge(data: FoldData, scratch: Scratch) -> Callable[[int, nn.Module, nn.Modu
     return after_epoch
 
 
-def publish(target: Path, result: TrainResult, params: FinetuneParams, data: FoldData, scratch: Scratch) -> None:
+def publish(
+    target: Path, result: TrainResult, params: FinetuneParams, data: FoldData, origin: dict[str, Any], scratch: Scratch
+) -> None:
     kept = kept_epochs([report["ema"] for report in result.epochs], params.checkpoints)
     report: dict[str, Any] = {"epochs": result.epochs, "kept": kept} | result.epochs[-1]
     report |= {"training_videos": len(data.training), "validation_videos": len(data.validation)}
@@ -98,6 +112,10 @@ def publish(target: Path, result: TrainResult, params: FinetuneParams, data: Fol
             shutil.copyfile(scratch.folder / checkpoint(epoch), aside / checkpoint(epoch))
         save_config(aside, result.ema)
         write_curves(aside / "curves.csv", result.history)
+        write_json(aside / ORIGIN, origin)
+        if params.pseudo.epochs:
+            report["pseudo"] = read_json(scratch.folder / PHASE / "metrics.json")
+            shutil.copyfile(scratch.folder / PHASE / "curves.csv", aside / "pseudo_curves.csv")
         write_json(aside / "metrics.json", report)
         scratch.guard()
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from framefold.data.folds import Folds
+from framefold.data.pseudo_labels import ORIGIN
 from framefold.data.videos import HOLDOUT, Videos
 from framefold.inference.blocks import BlockFolder
 from framefold.inference.predict import block_logits
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 LAST = "last_checkpoint.parquet"  # of the last EMA checkpoint alone: compared with the average, then dropped
 PREDICTED = ("validation.parquet", "holdout.parquet", "test.parquet")
 WEIGHTS, AVERAGED = "model.safetensors", "averaged.json"  # the latter with the former's digest, written last
-PUBLISHED = (WEIGHTS, "config.json", "curves.csv", *PREDICTED)
+COPIED = ("curves.csv", ORIGIN)
+PUBLISHED = (WEIGHTS, "config.json", *COPIED, *PREDICTED)
 
 
 def average_folds(sources: Mapping[int, Path], folders: Mapping[int, Path], last: int) -> None:
@@ -35,7 +37,8 @@ def average_folds(sources: Mapping[int, Path], folders: Mapping[int, Path], last
         target = folders[fold]
         if not is_averaged(target):
             target.mkdir(exist_ok=True)
-            shutil.copyfile(source / "curves.csv", target / "curves.csv")
+            for name in COPIED:
+                shutil.copyfile(source / name, target / name)
             save_model(target, averaged_model(source, last))
             write_json(target / AVERAGED, {"sha256": sha256_of(target / WEIGHTS)})
 

@@ -20,6 +20,7 @@ TOP_LEVEL_KEYS = frozenset(
         "splits",
         "archs",
         "folds",
+        "earlier_rounds",
         "demo",
         "ingest",
         "split",
