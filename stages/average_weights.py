@@ -27,6 +27,7 @@ from framefold.launch import on_several_processes
 from framefold.params.average_weights import AverageWeightsParams
 from framefold.params.base import load, load_value
 from framefold.params.models import StudentParams
+from framefold.rounds import add_round
 from framefold.runtime import load_runtime
 from framefold.scratch import Scratch, stage_fingerprint
 from framefold.storage import drop_unlisted, read_json, write_folder_aside, write_json
@@ -39,11 +40,13 @@ log = logging.getLogger(__name__)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)
-    arch = parser.parse_args().arch
-    params, student = load(AverageWeightsParams), load(StudentParams)
-    folds, refits = load_value("folds"), load_value("full_data")
-    source, target = Path("models/finetune") / arch, Path("models/swa") / arch
-    processes = Processes(f"average_weights@{arch}")
+    add_round(parser)
+    arguments = parser.parse_args()
+    arch, round_ = arguments.arch, arguments.round_
+    params, student, folds = load(AverageWeightsParams), load(StudentParams), load_value("folds")
+    refits = load_value("full_data") if round_.name is None else []  # no fold is left in which they could label others
+    source, target = (round_.models / step / arch for step in ("finetune", "swa"))
+    processes = Processes(round_.item("average_weights", arch))
     processes.main_first("tidy", lambda: drop_unlisted(source, [*folds, *refits]))
 
     stamp = {"average_weights": params.model_dump(), "student": student.model_dump(), "folds": [*folds, *refits]}

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from framefold.data.folds import REFIT
+from framefold.data.pseudo_labels import ORIGIN, origin_of, read_teachers, teacher_of
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import command
 from framefold.launch import on_several_processes
@@ -19,13 +20,16 @@ from framefold.models.weights import save_weights
 from framefold.params.base import load, load_value
 from framefold.params.finetune import FinetuneParams
 from framefold.params.models import StudentParams
+from framefold.rounds import Round, add_round
 from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch, stage_fingerprint
-from framefold.storage import write_folder_aside, write_json
+from framefold.storage import read_json, write_folder_aside, write_json
 from framefold.training.checkpoint_choice import fold_halves, half_scores, top_gains
 from framefold.training.classifiers import FoldData, kept_epochs, open_all, open_fold, train_classifier
 from framefold.training.curves import write_curves
 from framefold.training.loop import TrainResult
+from framefold.training.pool import open_labelled_pool
+from framefold.training.pseudo_phase import PHASE, learn_pseudo_labels
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +40,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)
     parser.add_argument("--fold", type=int, required=True)
+    add_round(parser)
     arguments = parser.parse_args()
-    finetune("finetune", arguments.arch, arguments.fold)
+    finetune("finetune", arguments.arch, arguments.fold, arguments.round_)
 
 
-def finetune(stage: str, arch: str, fold: int | str) -> None:
+def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
     """The student of a fold; with REFIT the one of all labelled videos, by the same recipe without validation."""
     params, student = load(FinetuneParams), load(StudentParams)
     size = load(architecture(arch).Params, f"models.{arch}")
     seed, precision = load_value("seed"), load_value("precision")
-    source = pretrained(arch, fold)
+    teacher = labels_by(fold, round_) if load_value("pretrain.per_fold") else None  # None: all together
+    source = round_.models / "pretrain" / arch / ("all" if teacher is None else str(teacher))
     load_runtime().prepare_cpu()
 
     stamp = {
@@ -53,7 +59,9 @@ def finetune(stage: str, arch: str, fold: int | str) -> None:
         "run": [seed, precision, fold],
     }
     inputs = [FOLDS, CATEGORIES, source, *store_paths("labeled", student.encoder)]
-    with Scratch(f"{stage}@{arch}-{fold}", stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
+    inputs += [round_.pseudo, *store_paths("unlabeled", student.encoder)] if params.pseudo.epochs else []
+    item, modules = round_.item(stage, arch, fold), [f"framefold.models.{arch}"]
+    with Scratch(item, stage_fingerprint(stamp, inputs, modules)) as scratch:
         videos = open_videos("labeled", student.encoder)
         labeled = open_labeled(videos)
         if fold == REFIT:
@@ -62,8 +70,12 @@ def finetune(stage: str, arch: str, fold: int | str) -> None:
             data = open_fold(videos, labeled, labeled.fold == fold, student.inputs, params.batch_size)
         halves = fold_halves(data, labeled) if params.checkpoints.select == "top" else None
         seed_everything(seed)
+        model = warm_student(arch, student, size, source, videos, len(data.categories))
+        if params.pseudo.epochs:
+            pool = open_labelled_pool(student, round_.pseudo, teacher, params.pseudo.labels)
+            learn_pseudo_labels(model, pool, data, params, seed=seed, precision=precision, scratch=scratch)
         result = train_classifier(
-            warm_student(arch, student, size, source, videos, len(data.categories)),
+            model,
             data,
             params,
             label_smoothing=params.label_smoothing,
@@ -74,20 +86,17 @@ def finetune(stage: str, arch: str, fold: int | str) -> None:
             after_epoch=judge(data, halves, scratch),
         )
         if is_main_process():
-            publish(Path("models/finetune") / arch / str(fold), result, params, data, scratch)
+            origin = origin_of(labeled, data.training.rows, n_folds=int(labeled.fold.max()) + 1)
+            publish(round_.models / "finetune" / arch / str(fold), result, params, data, origin, scratch)
         scratch.finish()
 
 
-def pretrained(arch: str, fold: int | str) -> Path:
-    """Where a student starts: with `pretrain.per_fold` from the soft labels of the teacher that never saw its fold.
+def labels_by(fold: int | str, round_: Round) -> int:
+    """The teacher that never saw a student's fold.
 
     All labelled videos have no such teacher, nor a fold that the others' labels could leak into: any will do.
     """
-    folder = Path("models/pretrain") / arch
-    if not load_value("pretrain.per_fold"):
-        return folder / "all"
-    teacher = min(int(path.name) for path in folder.iterdir()) if fold == REFIT else int(fold)
-    return folder / str(teacher % load_value("teacher.n_folds"))
+    return min(read_teachers(round_.pseudo)) if fold == REFIT else teacher_of(int(fold), round_.pseudo)
 
 
 def warm_student(arch: str, student: StudentParams, size: Any, source: Path, videos: Videos, n_classes: int) -> Any:
@@ -121,7 +130,9 @@ def judge(
     return after_epoch
 
 
-def publish(target: Path, result: TrainResult, params: FinetuneParams, data: FoldData, scratch: Scratch) -> None:
+def publish(
+    target: Path, result: TrainResult, params: FinetuneParams, data: FoldData, origin: dict[str, Any], scratch: Scratch
+) -> None:
     choice = params.checkpoints
     if not len(data.validation):  # nothing to choose by
         choice = choice.model_copy(update={"select": "last"})
@@ -135,6 +146,10 @@ def publish(target: Path, result: TrainResult, params: FinetuneParams, data: Fol
             shutil.copyfile(scratch.folder / checkpoint(epoch), aside / checkpoint(epoch))
         save_config(aside, result.ema)
         write_curves(aside / "curves.csv", result.history)
+        write_json(aside / ORIGIN, origin)
+        if params.pseudo.epochs:
+            report["pseudo"] = read_json(scratch.folder / PHASE / "metrics.json")
+            shutil.copyfile(scratch.folder / PHASE / "curves.csv", aside / "pseudo_curves.csv")
         write_json(aside / "metrics.json", report)
         scratch.guard()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from framefold.data.batches import EpochBatches
-from framefold.data.pseudo_labels import PSEUDO, read_teachers
+from framefold.data.pseudo_labels import read_teachers
 from framefold.data.videos import store_paths
 from framefold.errors import command
 from framefold.inference.processes import Processes
@@ -16,6 +16,7 @@ from framefold.models.registry import architecture, build_with_mlm_head, save_mo
 from framefold.params.base import load, load_value
 from framefold.params.models import StudentParams
 from framefold.params.pretrain import PretrainParams
+from framefold.rounds import add_round
 from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch, stage_fingerprint
 from framefold.storage import write_folder_aside, write_json
@@ -35,26 +36,28 @@ log = logging.getLogger(__name__)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)
-    arch = parser.parse_args().arch
+    add_round(parser)
+    arguments = parser.parse_args()
+    arch, round_ = arguments.arch, arguments.round_
     params, student = load(PretrainParams), load(StudentParams)
     size = load(architecture(arch).Params, f"models.{arch}")
     seed, precision = load_value("seed"), load_value("precision")
-    variants = {str(teacher): teacher for teacher in read_teachers()} if params.per_fold else {"all": None}
+    variants = {str(teacher): teacher for teacher in read_teachers(round_.pseudo)} if params.per_fold else {"all": None}
     load_runtime().prepare_cpu()
 
     stamp = {"params": [group.model_dump(mode="json") for group in (params, student, size)], "run": [seed, precision]}
     stamp["variants"] = list(variants)
-    inputs = [PSEUDO, *store_paths("unlabeled", student.encoder)]
+    inputs = [round_.pseudo, *store_paths("unlabeled", student.encoder)]
     fingerprint = stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])
-    with Scratch(f"pretrain@{arch}", fingerprint) as scratch:
+    with Scratch(round_.item("pretrain", arch), fingerprint) as scratch:
         # by an earlier run; all processes must hear the same, from the one that has put scratch in order
-        processes = Processes(f"pretrain@{arch}")
+        processes = Processes(scratch.item)
         finished = processes.main_first("finished", lambda: list(filter(scratch.has, variants)), scratch.guard)
         for variant, teacher in variants.items():
             if variant in finished:
                 continue
-            with Scratch(f"pretrain@{arch}-{variant}", fingerprint) as own:
-                pool = open_pool(student, teacher, params.held_out, seed)
+            with Scratch(f"{scratch.item}-{variant}", fingerprint) as own:
+                pool = open_pool(student, round_.pseudo, teacher, params.labels, params.held_out, seed)
                 seed_everything(seed)
                 model = build(arch, params, student, size, pool)
                 start_from_topics(model.backbone, student.text, pool.training.rows, seed)
@@ -64,7 +67,7 @@ def main() -> None:
                         keep(folder, result, pool, params, own)
                 own.finish()
         if is_main_process():
-            publish(scratch, list(variants), Path("models/pretrain") / arch)
+            publish(scratch, list(variants), round_.models / "pretrain" / arch)
         scratch.finish()
 
 

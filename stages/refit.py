@@ -8,6 +8,7 @@ import argparse
 from framefold.data.folds import REFIT
 from framefold.errors import command
 from framefold.launch import on_several_processes
+from framefold.rounds import Round
 from stages.finetune import finetune
 
 
@@ -16,7 +17,7 @@ from stages.finetune import finetune
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", required=True)
-    finetune("refit", parser.parse_args().arch, REFIT)
+    finetune("refit", parser.parse_args().arch, REFIT, Round(None))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from framefold.data.folds import teacher_fold
-from framefold.data.pseudo_labels import ORIGIN, check_teachers
+from framefold.data.folds import teacher_fold, without_holdout
+from framefold.data.pseudo_labels import ORIGIN, TEACHERS, check_teachers, origin_of
 from framefold.data.samples import samples_path
 from framefold.data.topics import UNLABELED, pool_rows
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
@@ -37,9 +35,10 @@ def main() -> None:
     parser.add_argument("--fold", type=int, required=True)
     fold = parser.parse_args().fold
     params, seed, precision = load(TeacherParams), load_value("seed"), load_value("precision")
+    leaky = load_value("pseudo_label.leaky")
     load_runtime().prepare_cpu()
 
-    stamp = {"teacher": params.model_dump(mode="json", exclude={"folds"}), "run": [seed, precision, fold]}
+    stamp = {"teacher": params.model_dump(mode="json", exclude={"folds"}), "run": [seed, precision, fold, leaky]}
     inputs = [
         FOLDS,
         CATEGORIES,
@@ -51,9 +50,11 @@ def main() -> None:
         videos = open_videos("labeled", params.encoder)
         labeled = open_labeled(videos)
         own = teacher_fold(labeled.fold, params.n_folds) == fold
-        data = open_fold(videos, labeled, own, params.inputs, params.training.batch_size)
-        origin = {"n_folds": params.n_folds, "trained_folds": np.unique(labeled.fold[data.training.rows]).tolist()}
-        check_teachers({fold: origin["trained_folds"]}, params.n_folds)
+        shown = without_holdout(labeled) if leaky else labeled
+        data = open_fold(videos, shown, own, params.inputs, params.training.batch_size)
+        origin = origin_of(labeled, data.training.rows, params.n_folds)
+        if not leaky:
+            check_teachers({fold: origin["trained_folds"]}, params.n_folds, TEACHERS)
         seed_everything(seed)
         shape = videos.special.size, videos.features.dim, len(data.categories)
         model = build_model(ARCH, params.text, params.model, *shape)
@@ -69,7 +70,7 @@ def main() -> None:
             scratch=scratch,
         )
         if is_main_process():
-            publish(Path("models/teacher") / str(fold), result, data, videos, origin, scratch)
+            publish(TEACHERS / str(fold), result, data, videos, origin, scratch)
         scratch.finish()
 
 

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[1]
 REGISTRY = "framefold.models.registry"
 ARCHS = ("single_stream", "dual_stream")
-TEACHER_STAGES = ("train_teacher", "pseudo_label")  # the teacher is always single_stream
+TEACHER_STAGES = ("train_teacher",)  # the teacher is always single_stream; students of an earlier round label as well
 
 
 def closure(stage: str, per_arch: bool, root: Path = ROOT) -> set[str]:
@@ -42,7 +42,14 @@ def declared(definition: dict[str, Any]) -> set[str]:
 
 
 def expected(stage: str, definition: dict[str, Any], root: Path = ROOT) -> set[str]:
-    return closure(stage, per_arch="arch" in definition.get("matrix", {}), root=root)
+    """Of the stage's command, else of its name: the stages of earlier rounds run the files of the last one's."""
+    own = definition.get("cmd", f"python -m stages.{stage}").split(" ")[2].removeprefix("stages.")
+    return closure(own, per_arch="arch" in definition.get("matrix", {}), root=root)
+
+
+def unfolded(stages: dict[str, Any]) -> dict[str, Any]:
+    """Stage -> definition, that of one item where there is a `foreach`."""
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
 
 
 def _reachable(start: list[str], root: Path) -> set[str]:
@@ -122,7 +129,7 @@ def main() -> None:
     yaml.width, yaml.preserve_quotes = 10_000, True
     yaml.indent(mapping=2, sequence=4, offset=2)
     dag = yaml.load(ROOT / "dvc.yaml")
-    for stage, definition in dag["stages"].items():
+    for stage, definition in unfolded(dag["stages"]).items():
         wanted, stated = expected(stage, definition), declared(definition)
         for sign, paths in (("+", wanted - stated), ("-", stated - wanted)):
             for path in sorted(paths):

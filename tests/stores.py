@@ -12,7 +12,7 @@ import yaml
 from framefold.data.features import write_store
 from framefold.data.folds import HOLDOUT, teacher_fold
 from framefold.data.folds import SCHEMA as FOLDS_SCHEMA
-from framefold.data.pseudo_labels import ORIGIN
+from framefold.data.pseudo_labels import MEAN, NOBODY, ORIGIN, ORIGINS, Assignment, write_labels
 from framefold.data.shards import KeptShards
 from framefold.data.tokens import token_writer
 from framefold.inference.predictions import write_predictions
@@ -123,6 +123,26 @@ def make_teachers(root: Path, params: dict[str, Any]) -> None:
         write_json(folder / ORIGIN, {"n_folds": teacher.n_folds, "trained_folds": trained})
         logits = np.random.default_rng(number).normal(size=(int((own == number).sum()), len(CATEGORIES)))
         write_predictions(folder / "out_of_fold.parquet", ids[own == number].tolist(), logits)
+
+
+def write_soft_labels(root: Path, sharpness: float = 4.0) -> None:
+    """What pseudo_label leaves: soft labels that mostly know the class, some by one teacher, some rows without."""
+    samples = read_parquet(root / "data/samples/unlabeled.parquet")
+    size, rng = len(samples), np.random.default_rng(5)
+    frames = rng.normal(size=(size, len(CATEGORIES)))
+    frames[np.arange(size), rng.integers(0, len(CATEGORIES), size) // 2] += sharpness  # the last classes are rare
+    probs = np.exp(frames) / np.exp(frames).sum(1, keepdims=True)
+    teacher = np.where(np.arange(size) % 10 == 3, NOBODY, MEAN).astype(np.int32)
+    probs[teacher == NOBODY] = 0
+    folder = root / "data/pseudo"
+    folder.mkdir(parents=True)
+    np.save(folder / "soft.npy", probs.astype(np.float16))
+    hard = np.where(teacher == NOBODY, -1, probs.argmax(1)).astype(np.int32), probs.max(1).astype(np.float32)
+    ids, usable = np.array(samples["id"].to_pylist()), np.arange(size) % 10 != 0
+    write_labels(folder, lambda rows: ids[rows].tolist(), Assignment(teacher, usable), [hard])
+    trained = {fold: [other for other in range(3) if other != fold] for fold in range(3)}
+    origins = {"folder": "models/teacher", "leaky": False, "n_folds": 3, "trained_folds": trained}
+    write_json(folder / ORIGINS, origins)
 
 
 def class_tokens(label: int, rng: np.random.Generator, low: int, high: int) -> np.ndarray:

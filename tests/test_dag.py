@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from import_closure import ROOT, declared, expected
+from import_closure import ROOT, declared, expected, unfolded
 
-DAG: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+from framefold.side_by_side import read_graph
+
+DAG: dict[str, Any] = unfolded(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+EARLIER = "earlier_"  # stages of rounds before the last run the files of the last one's
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
@@ -72,18 +75,19 @@ def test_a_stage_without_a_matrix_over_archs_depends_on_all_of_them(small_projec
 
 def test_every_stage_file_is_a_stage_and_the_other_way_round():
     files = {path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__"}
-    assert files == set(DAG)
+    assert files == {stage.removeprefix(EARLIER) for stage in DAG}
 
 
 @pytest.mark.parametrize("stage", DAG)
 def test_a_stage_is_one_python_command_named_after_its_file(stage):
-    assert DAG[stage]["cmd"].split(" ")[:3] == ["python", "-m", f"stages.{stage}"]
+    assert DAG[stage]["cmd"].split(" ")[:3] == ["python", "-m", f"stages.{stage.removeprefix(EARLIER)}"]
     assert DAG[stage]["desc"]
 
 
 def loaded_keys(stage: str) -> set[str]:
     """Keys of params.yaml that the stage's file loads: `load(XParams)`, `load(Group, "a.b")`, `load_value("seed")`."""
-    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
+    name = stage.removeprefix(EARLIER)
+    tree = ast.parse((ROOT / "stages" / f"{name}.py").read_text(encoding="utf-8"))
     groups = {
         alias.asname or alias.name: getattr(importlib.import_module(node.module), alias.name)
         for node in ast.walk(tree)
@@ -124,13 +128,16 @@ def inside(key: str, other: str) -> bool:
 
 # Loaded with their group, but of no effect on the stage: a change must not re-run it.
 NOT_ROOT = {"data.generated", "data.categories"}
+TEACHER_SIZES = {"teacher.text", "teacher.model", "teacher.training", "student.text"}
 UNUSED = {
     "ingest": {"data.generated"},
     "adapt_clip": NOT_ROOT,
     "extract_frames": NOT_ROOT,
     "train_teacher": {"teacher.folds"},
-    "pseudo_label": {"teacher.text", "teacher.model", "teacher.training"},
+    "pseudo_label": TEACHER_SIZES,
+    "earlier_pseudo_label": {*TEACHER_SIZES, "pseudo_label.teachers"},
     "average_weights": {"student.text"},
+    "earlier_average_weights": {"student.text"},
     "reference": {*NOT_ROOT, "ensemble.blend", "ensemble.weights"},
     "ensemble": {
         *NOT_ROOT,
@@ -232,3 +239,32 @@ def test_lists_in_params_shape_the_dag(stage_names):
         "finetune@dual_stream-3",
     }
     assert "extract_frames@small-unlabeled" in names
+
+
+def test_without_earlier_rounds_there_is_none_of_their_stages(stage_names):
+    assert not {name for name in stage_names() if name.startswith(EARLIER)}
+
+
+def test_every_earlier_round_has_its_labels_students_and_averages(stage_names):
+    rounds = {"first": "models/teacher", "second": "models/rounds/first/swa"}
+    labels = PARAMS["pseudo_label"] | {"teachers": "models/rounds/second/swa"}
+    names = stage_names(earlier_rounds=rounds, pseudo_label=labels, archs=["dual_stream"], folds=[0, 2])
+    expected = {f"pseudo_label@{name}" for name in rounds}
+    expected |= {f"{stage}@{name}-dual_stream" for name in rounds for stage in ("pretrain", "average_weights")}
+    expected |= {f"finetune@{name}-dual_stream-{fold}" for name in rounds for fold in (0, 2)}
+    assert {name for name in names if name.startswith(EARLIER)} == {EARLIER + name for name in expected}
+    assert {"pseudo_label", "pretrain@dual_stream", "average_weights@dual_stream"} <= names
+
+
+def test_a_round_waits_for_the_students_that_label_in_it(stage_names, tmp_path):
+    labels = PARAMS["pseudo_label"] | {"teachers": "models/rounds/second/swa"}
+    stage_names(earlier_rounds={"first": "models/teacher", "second": "models/rounds/first/swa"}, pseudo_label=labels)
+    command = [sys.executable, "-m", "dvc", "dag", "--dot"]
+    dot = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+    graph = read_graph(dot)
+    students = {f"average_weights@{{}}-{arch}" for arch in PARAMS["archs"]}
+    teachers = {f"train_teacher@{fold}" for fold in PARAMS["teacher"]["folds"]}
+    assert graph["earlier_pseudo_label@first"] >= teachers
+    for later, earlier in (("earlier_pseudo_label@second", "first"), ("pseudo_label", "second")):
+        assert graph[later] >= {EARLIER + name.format(earlier) for name in students}
+        assert not graph[later] & teachers

@@ -38,7 +38,7 @@ def test_a_run_leaves_nothing_for_git_to_see(smoke_run: SmokeRun):
 def test_every_stage_ran_in_the_first_run(smoke_run: SmokeRun):
     """A run from scratch takes nothing from elsewhere, so the other tests of this file mean something."""
     stages = yaml.safe_load((smoke_run.project.path / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    assert smoke_run.first.kinds == set(stages)
+    assert smoke_run.first.kinds == {stage for stage in stages if not stage.startswith("earlier_")}  # no such rounds
     assert smoke_run.first.cached == []
 
 

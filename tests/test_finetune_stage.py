@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stores import CATEGORIES, DIM, ROOT, VOCAB, make_project, small_params
+from stores import CATEGORIES, DIM, ROOT, VOCAB, make_project, small_params, write_soft_labels
 
 from framefold.models.registry import build_model, save_model
 from framefold.params.base import validate
@@ -38,9 +38,11 @@ def test_kept_checkpoints_are_the_last_or_the_best(select, scores, kept):
     assert kept_epochs(scores, CheckpointParams(keep=2, select=select)) == kept
 
 
-def project(root: Path) -> Path:
+def project(root: Path, pseudo_epochs: int = 0) -> Path:
     """Stores and a pretrained student with random weights."""
     params = small_params()
+    params["finetune"]["pseudo"] |= {"epochs": pseudo_epochs, "batch_size": 16}
+    params["finetune"]["pseudo"]["labels"]["balance"] = 0.5
     make_project(root, params)
     student = validate(StudentParams, params["student"], "student", "params.yaml")
     size = validate(SingleStreamParams, params["models"]["single_stream"], "models", "params.yaml")
@@ -53,7 +55,7 @@ def project(root: Path) -> Path:
 
 def start(root: Path, arguments: list[str]) -> subprocess.Popen:
     """Saves after every step, so that a kill falls between two saves or into one."""
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FRAMEFOLD_CHECKPOINT_SECONDS": "0"}
+    own = {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1", "FRAMEFOLD_CHECKPOINT_SECONDS": "0"}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")} | own
     return subprocess.Popen(
         [sys.executable, *arguments],
@@ -71,11 +73,11 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def kill_after(process: subprocess.Popen, root: Path, saves: int) -> None:
+def kill_after(process: subprocess.Popen, root: Path, saves: int, item: str = ITEM) -> None:
     """SIGKILL as soon as checkpoint number `saves` is there."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        numbers = [int(path.name.split("-")[1]) for path in (root / ".scratch" / ITEM).glob("checkpoint-*.pt")]
+        numbers = [int(path.name.split("-")[1]) for path in (root / ".scratch" / item).glob("checkpoint-*.pt")]
         if max(numbers, default=-1) >= saves:
             break
         assert process.poll() is None, process.communicate()[0]
@@ -126,3 +128,31 @@ def test_a_student_of_another_size_is_refused_by_name(tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "intermediate_size is 64 there and 96 here" in output.splitlines()[-1]
+
+
+@pytest.mark.medium
+def test_a_finetune_killed_in_both_phases_resumes_to_the_same_bytes(tmp_path):
+    """Twice in the phase on pseudo-labels, then in the one on true labels, which no longer repeats the first."""
+    roots = [project(tmp_path / name, pseudo_epochs=2) for name in ("whole", "killed")]
+    for root in roots:
+        write_soft_labels(root)
+    finish(start(roots[0], STAGE))
+    for saves, item in ((3, f"{ITEM}-pseudo"), (9, f"{ITEM}-pseudo"), (4, ITEM)):
+        kill_after(start(roots[1], STAGE), roots[1], saves, item)
+        assert not (roots[1] / OUTPUT).exists()
+    output = finish(start(roots[1], STAGE))
+    assert "resumed" in output
+    assert f"{ITEM}-pseudo" not in output
+    assert content(roots[1]) == content(roots[0])
+    assert {"pseudo_curves.csv", "origin.json"} <= content(roots[0]).keys()
+    assert [path.name for path in (roots[1] / ".scratch").iterdir()] == [".locks"]
+
+
+@pytest.mark.medium
+def test_without_the_first_phase_the_pool_is_not_touched(tmp_path, uninterrupted):
+    root = project(tmp_path)
+    write_soft_labels(root)
+    for path in ("data/pseudo/soft.npy", "data/tokens/unlabeled.arrow"):
+        (root / path).write_bytes(b"damaged")
+    finish(start(root, STAGE))
+    assert content(root) == uninterrupted

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from stores import CATEGORIES, DIM, SIZES, VOCAB, make_project, small_params
 
 from framefold.data.folds import HOLDOUT, REFIT
+from framefold.data.pseudo_labels import ORIGINS
 from framefold.data.videos import open_labeled, open_videos
 from framefold.inference.blocks import BlockFolder
 from framefold.inference.ensembling import blend, reweighted_probs
@@ -21,7 +22,8 @@ from framefold.inference.predictions import read_predictions, write_predictions
 from framefold.models.registry import build_model, save_model
 from framefold.params.base import load, validate
 from framefold.params.models import SingleStreamParams, StudentParams
-from framefold.storage import read_json, sha256_of
+from framefold.rounds import Round
+from framefold.storage import read_json, sha256_of, write_json
 from framefold.training.classifiers import open_all
 from stages import finetune as finetune_stage
 from stages import refit
@@ -70,7 +72,7 @@ def test_no_score_and_nothing_tuned_depends_on_the_refit(project):
 
 def test_a_refit_is_asked_for_test_videos_alone(project):
     files = {path.name for path in Path("models/swa/single_stream/all").iterdir()}
-    assert files == {"model.safetensors", "config.json", "curves.csv", "test.parquet"}
+    assert files == {"model.safetensors", "config.json", "curves.csv", "origin.json", "test.parquet"}
 
 
 def test_a_model_that_learnt_the_holdout_would_be_seen(project):
@@ -199,8 +201,11 @@ def test_it_starts_from_the_first_teachers_student_where_there_is_one_for_each(t
     """pretrain.per_fold: nothing is pretrained on the labels of all teachers."""
     pretrained_project(tmp_path, ["2", "1"], pretrain={"per_fold": True}, finetune={"epochs": 1})
     monkeypatch.chdir(tmp_path)
-    assert finetune_stage.pretrained("single_stream", REFIT) == Path("models/pretrain/single_stream/1")
-    assert finetune_stage.pretrained("single_stream", 5) == Path("models/pretrain/single_stream/2")
+    learned = {"1": [0, 2], "2": [0, 1]}
+    origins = {"folder": "models/teacher", "leaky": False, "n_folds": 3, "trained_folds": learned}
+    write_json(Path("data/pseudo") / ORIGINS, origins)
+    assert finetune_stage.labels_by(REFIT, Round(None)) == 1
+    assert finetune_stage.labels_by(5, Round(None)) == 2
     start = load_file("models/pretrain/single_stream/1/model.safetensors")
     trained = load_file(run_refit(monkeypatch) / "epoch-0.safetensors")
     far = load_file("models/pretrain/single_stream/2/model.safetensors")

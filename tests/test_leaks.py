@@ -4,12 +4,18 @@ Each rule is shown on data that keeps it and on data with the defect planted.
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from stores import SIZES, make_project, table
+import tiny_project
+import yaml
+from stores import SIZES, make_project, make_teachers, small_params, table
+from tiny_project import run_stage
 
 from framefold.data.folds import SCHEMA as FOLDS_SCHEMA
 from framefold.data.folds import Folds
@@ -17,6 +23,7 @@ from framefold.data.pseudo_labels import (
     MEAN,
     NOBODY,
     ORIGIN,
+    TEACHERS,
     Assignment,
     assign_teachers,
     check_assignment,
@@ -27,11 +34,16 @@ from framefold.data.pseudo_labels import (
 )
 from framefold.data.videos import fold_rows, open_labeled, open_videos
 from framefold.errors import UserError
+from framefold.evaluation.alive import pseudo_labels
 from framefold.params.base import load
+from framefold.params.labels import LabelParams
 from framefold.params.models import StudentParams
-from framefold.storage import write_json, write_parquet
+from framefold.rounds import Round
+from framefold.storage import read_json, write_json, write_parquet
 from framefold.training.pool import Pool, open_pool
 
+PSEUDO = Round(None).pseudo
+AS_STORED = LabelParams(hard=0, temperature=1, min_confidence=0, balance=0)
 N_TEACHERS = 2
 TRAINED_FOLDS = {0: [1, 3], 1: [0, 2]}  # of student folds 0..3
 TEST_GROUPS = np.array([70])
@@ -99,25 +111,33 @@ def test_use_of_a_duplicate_of_the_holdout_or_the_test_set_is_caught(row):
 
 
 def test_a_teacher_that_saw_the_holdout_is_caught():
-    check_teachers(TRAINED_FOLDS, N_TEACHERS)
+    check_teachers(TRAINED_FOLDS, N_TEACHERS, TEACHERS)
     with pytest.raises(UserError, match="models/teacher/1: it was trained on the holdout"):
-        check_teachers(TRAINED_FOLDS | {1: [-1, 0, 2]}, N_TEACHERS)
+        check_teachers(TRAINED_FOLDS | {1: [-1, 0, 2]}, N_TEACHERS, TEACHERS)
 
 
 def test_a_teacher_that_saw_its_own_fold_is_caught():
     with pytest.raises(UserError, match="models/teacher/0: it was trained on fold 2"):
-        check_teachers(TRAINED_FOLDS | {0: [1, 2, 3]}, N_TEACHERS)
+        check_teachers(TRAINED_FOLDS | {0: [1, 2, 3]}, N_TEACHERS, TEACHERS)
 
 
 def test_what_a_teacher_was_trained_on_is_read_from_its_own_folder(tmp_path):
     for teacher, folds in TRAINED_FOLDS.items():
         write_json(tmp_path / str(teacher) / ORIGIN, {"n_folds": 2, "trained_folds": folds})
-    assert read_origins(tmp_path, [0, 1], 2) == TRAINED_FOLDS
+    folders = {teacher: [tmp_path / str(teacher)] for teacher in TRAINED_FOLDS}
+    assert read_origins(folders, 2) == TRAINED_FOLDS
     write_json(tmp_path / "0" / ORIGIN, {"n_folds": 2, "trained_folds": [-1, 1, 3]})
-    with pytest.raises(UserError, match="holdout"):
-        read_origins(tmp_path, [0, 1], 2)
-    with pytest.raises(UserError, match="one of 2 teachers"):
-        read_origins(tmp_path, [1], 3)
+    assert read_origins(folders, 2) == TRAINED_FOLDS | {0: [-1, 1, 3]}
+    with pytest.raises(UserError, match="one of 2 folds"):
+        read_origins(folders, 3)
+
+
+def test_of_several_models_of_a_fold_one_that_saw_too_much_is_enough(tmp_path):
+    for arch, folds in (("a", [1]), ("b", [1, 0])):
+        write_json(tmp_path / arch / "0" / ORIGIN, {"n_folds": 2, "trained_folds": folds})
+    trained = read_origins({0: [tmp_path / arch / "0" for arch in ("a", "b")]}, 2)
+    with pytest.raises(UserError, match="rounds/first/swa/0: it was trained on fold 0"):
+        check_teachers(trained, 2, "models/rounds/first/swa")
 
 
 @pytest.fixture
@@ -140,11 +160,12 @@ def write_pseudo(trained_folds: dict[int, list[int]]) -> None:
     hard = (np.zeros(size, np.int32), np.ones(size, np.float32))
     usable = np.arange(size) % 20 != 0
     write_labels(folder, open_videos("unlabeled", "small").ids, Assignment(teacher, usable), [hard])
-    write_json(folder / "teachers.json", {"n_folds": 3, "trained_folds": trained_folds})
+    origins = {"folder": "models/teacher", "leaky": False, "n_folds": 3, "trained_folds": trained_folds}
+    write_json(folder / "teachers.json", origins)
 
 
 def strict_pool(teacher: int) -> Pool:
-    return open_pool(load(StudentParams), teacher, held_out=10, seed=0)
+    return open_pool(load(StudentParams), PSEUDO, teacher, AS_STORED, held_out=10, seed=0)
 
 
 def test_strict_pretraining_takes_soft_labels_of_the_one_teacher_that_never_saw_the_fold(project):
@@ -152,7 +173,7 @@ def test_strict_pretraining_takes_soft_labels_of_the_one_teacher_that_never_saw_
     batch = pool.training.batch(np.arange(len(pool.training)))
     labelled = batch["soft"].sum(dim=1) > 0
     assert set(batch["soft"][labelled].argmax(dim=1).tolist()) == {1}
-    teacher = open_pseudo_labels().teacher[batch["row"].numpy()]
+    teacher = open_pseudo_labels(PSEUDO).teacher[batch["row"].numpy()]
     assert np.array_equal(labelled.numpy(), np.isin(teacher, [MEAN, 1]))
 
 
@@ -186,3 +207,106 @@ def test_folds_of_other_samples_are_refused(project):
     write_parquet("data/folds.parquet", table([ids, folds.label, folds.group, folds.fold], FOLDS_SCHEMA))
     with pytest.raises(UserError, match="row 0 is video"):
         open_labeled(open_videos("labeled", "small"))
+
+
+def test_labels_of_a_video_that_nobody_may_label_are_refused(project):
+    soft = np.load("data/pseudo/soft.npy")
+    soft[open_pseudo_labels(PSEUDO).teacher == NOBODY] = 0
+    np.save("data/pseudo/soft.npy", soft)
+    assert len(open_pseudo_labels(PSEUDO).soft(None)) == SIZES["unlabeled"]
+    soft[0] = soft[1]  # row 0 duplicates videos whose teacher was not trained
+    np.save("data/pseudo/soft.npy", soft)
+    with pytest.raises(UserError, match="row 0: somebody labels it, but must not"):
+        open_pseudo_labels(PSEUDO).soft(None)
+
+
+# The stages themselves, with the safeguards on and off
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch) -> dict[str, Any]:
+    """A project with three teachers, whose stages can be run; returns its params."""
+    params = small_params()
+    params["data"]["root"], params["teacher"]["training"]["epochs"] = "raw", 1
+    make_project(tmp_path, params)
+    make_teachers(tmp_path, params)
+    monkeypatch.chdir(tmp_path)
+    return params
+
+
+def set_leaky(params: dict[str, Any], leaky: bool) -> None:
+    params["pseudo_label"]["leaky"] = leaky
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def refusal(capsys: pytest.CaptureFixture, stage: str, *arguments: str) -> str:
+    with pytest.raises(SystemExit):
+        run_stage(stage, *arguments)
+    return capsys.readouterr().err
+
+
+def test_no_stage_takes_a_leaky_teacher_or_its_labels_for_an_honest_one(stages, capsys):
+    set_leaky(stages, True)
+    run_stage("train_teacher", "--fold", "1")
+    assert read_json(f"models/teacher/1/{ORIGIN}")["trained_folds"] == [-1, 0, 2]
+    trained = read_json("models/teacher/1/metrics.json")["training_videos"]
+    assert trained == int((open_labeled().fold % 3 != 1).sum())
+    set_leaky(stages, False)
+    assert "models/teacher/1: it was trained on the holdout" in refusal(capsys, "pseudo_label")
+
+
+def test_leaky_labels_cover_everything_and_say_so(stages, capsys):
+    set_leaky(stages, True)
+    run_stage("pseudo_label")
+    labels = pq.read_table(PSEUDO / "labels.parquet").to_pydict()
+    assert set(labels["teacher"]) == {MEAN}
+    assert all(labels["usable"])
+    report = read_json("metrics/pseudo_label.json")
+    assert report["leaky"]
+    assert report["counts"]["not_usable"] == report["counts"]["by_one_teacher"] == 0
+    assert pseudo_labels(report)["no_leaks"]["ok"] is False
+    origins = read_json(PSEUDO / "teachers.json")
+    write_json(PSEUDO / "teachers.json", origins | {"trained_folds": {"0": [-1, 1, 2]}})
+    open_pseudo_labels(PSEUDO)
+    write_json(PSEUDO / "teachers.json", origins | {"trained_folds": {"0": [-1, 1, 2]}, "leaky": False})
+    with pytest.raises(UserError, match="models/teacher/0: it was trained on the holdout"):
+        open_pseudo_labels(PSEUDO)
+
+
+def test_honest_labels_pass_their_checks_and_are_not_marked(stages):
+    run_stage("pseudo_label")
+    report = read_json("metrics/pseudo_label.json")
+    assert not report["leaky"]
+    assert "no_leaks" not in pseudo_labels(report)
+    assert report["counts"]["not_usable"] > 0 < report["counts"]["by_one_teacher"]
+
+
+def test_a_teacher_in_the_place_of_another_is_caught(stages, capsys):
+    """It saw the labels of the duplicates that it would be asked for."""
+    shutil.copytree("models/teacher/0", "models/teacher/1", dirs_exist_ok=True)
+    assert "models/teacher/1: it was trained on fold 1" in refusal(capsys, "pseudo_label")
+
+
+def test_a_fold_that_sees_the_labels_of_its_duplicates_is_caught(stages, capsys):
+    """Half of a duplicate group is moved to another fold."""
+    folds = open_labeled()
+    fold, group = folds.fold.copy(), folds.group.copy()
+    own = np.flatnonzero(fold == 0)[:2]
+    group[own] = group[own[0]]
+    columns = [folds.ids, folds.label, group, fold]
+    write_parquet("data/folds.parquet", table(columns, FOLDS_SCHEMA))
+    run_stage("train_teacher", "--fold", "0")  # whole groups on one side: nothing to complain about
+    fold[own[0]] = 1
+    write_parquet("data/folds.parquet", table(columns, FOLDS_SCHEMA))
+    assert "trains while a duplicate of it validates" in refusal(capsys, "train_teacher", "--fold", "0")
+
+
+def test_scores_of_a_leaky_run_stand_where_nobody_looks_for_estimates(tmp_path, monkeypatch):
+    root = tiny_project.copy(tmp_path / "project")
+    monkeypatch.chdir(root)
+    before = read_json("metrics/metrics.json")
+    write_json("metrics/pseudo_label.json", read_json("metrics/pseudo_label.json") | {"leaky": True})
+    run_stage("ensemble")
+    assert read_json("metrics/metrics.json") == {"leaky": before}
+    assert set(read_json("metrics/comparisons.json")) == {"leaky"}
+    assert read_json("metrics/alive.json")["no_leaks"]["ok"] is False

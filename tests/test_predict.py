@@ -292,7 +292,7 @@ def test_alive_checks_can_fail(project):
         '{"mlm_accuracy": 0.11, "unigram_accuracy": 0.1, "hidden_tokens": 1000}'
     )
     Path("metrics/pseudo_label.json").write_text(
-        '{"teacher_out_of_fold": {"accuracy": 0.5}, "pool": {"accuracy": 0.4}}'
+        '{"leaky": false, "teacher_out_of_fold": {"accuracy": 0.5}, "pool": {"accuracy": 0.4}}'
     )
     tiny_project.run_stage("ensemble")
     checks = read_json("metrics/alive.json")

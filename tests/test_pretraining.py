@@ -14,12 +14,13 @@ from framefold.data.videos import open_videos
 from framefold.evaluation.pseudo_quality import pool_quality
 from framefold.inference.blocks import BlockFolder
 from framefold.inference.processes import Processes
-from framefold.inference.pseudo_labelling import SoftLabels, label_pool
+from framefold.inference.pseudo_labelling import Labeller, SoftLabels, label_pool
 from framefold.models.registry import architecture, build_with_mlm_head
 from framefold.objectives.itm import mismatched_pairs
 from framefold.params.base import UserError, load, validate
 from framefold.params.models import StudentParams
 from framefold.params.pretrain import ObjectiveWeights, PretrainParams
+from framefold.rounds import Round
 from framefold.scratch import Scratch
 from framefold.storage import write_json
 from framefold.training.pool import measure, open_pool
@@ -31,6 +32,7 @@ ARCHS = ["single_stream", "dual_stream"]
 OFF = {"mlm": 0.0, "mfm": 0.0, "itm": 0.0, "itc": 0.0, "distillation": 0.0}
 TOKENS = SpecialTokens(**SPECIAL, size=VOCAB)
 ALONE = Share(24, 24)
+PSEUDO = Round(None).pseudo
 
 
 @pytest.fixture
@@ -175,9 +177,10 @@ def label_all(folder: Path, teacher: np.ndarray, batch_size: int = 16, per_teach
     with Scratch("pseudo_label", {}) as scratch:
         soft = SoftLabels(BlockFolder(folder / "blocks", len(videos)), len(CATEGORIES), list(models), per_teacher)
         dataset = videos.dataset(np.arange(len(videos)), load(StudentParams).inputs)
-        settings = {"temperature": 1.0, "device": torch.device("cpu"), "precision": "fp32"}
-        processes = Processes("pseudo_label")
-        label_pool(models, dataset, teacher, soft, scratch, processes, batch_size=batch_size, **settings)
+        settings = {"batch_size": batch_size, "device": torch.device("cpu"), "precision": "fp32"}
+        each = {number: [model.eval()] for number, model in models.items()}
+        labeller = Labeller(each, dataset, 1.0, settings, None, alone=False)
+        label_pool(labeller, teacher, soft, scratch, Processes("pseudo_label"))
     soft.publish(folder)
     return soft
 
@@ -218,15 +221,15 @@ def pseudo_labels(project: Path) -> None:
     write_labels(
         folder, open_videos("unlabeled", "small").ids, Assignment(teacher, teacher == MEAN), soft.hard_labels()
     )
-    write_json(folder / "teachers.json", {"n_folds": 3, "trained_folds": {"0": [1, 2]}})
+    write_json(folder / "teachers.json", {"folder": "t", "leaky": False, "n_folds": 3, "trained_folds": {"0": [1, 2]}})
 
 
 def test_pool_keeps_videos_aside_and_measures_on_the_same_masks(project):
     pseudo_labels(project)
-    pool = open_pool(load(StudentParams), None, held_out=20, seed=0)
+    pool = open_pool(load(StudentParams), PSEUDO, None, load(PretrainParams).labels, held_out=20, seed=0)
     assert len(pool.held_out) == 20
     assert not set(pool.held_out.rows) & set(pool.training.rows)
-    assert len(pool.training) + 20 == open_pseudo_labels().usable.sum()
+    assert len(pool.training) + 20 == open_pseudo_labels(PSEUDO).usable.sum()
     masking = Masking(load(PretrainParams).masking, TOKENS)
     reports = [measure(build("single_stream"), pool, masking, size, torch.device("cpu")) for size in (20, 7)]
     assert reports[0] == reports[1]

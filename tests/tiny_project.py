@@ -24,7 +24,8 @@ import yaml
 from PIL import Image
 
 from framefold.data.manifest import write_manifest
-from framefold.data.videos import Videos, open_videos, read_categories
+from framefold.data.pseudo_labels import ORIGIN, origin_of
+from framefold.data.videos import HOLDOUT, Videos, open_labeled, open_videos, read_categories
 from framefold.inference.predict import predict_logits
 from framefold.models.registry import architecture, build_model, save_config
 from framefold.models.vision import load_vision_encoder, save_encoder
@@ -43,6 +44,7 @@ WORDS = [
 ]  # four of each category
 CATEGORIES = ["0101", "0102", "0201", "0202"]
 SIZES = {"labeled": 60, "unlabeled": 12, "test": 40}
+N_FOLDS = 3
 ARCHS, FOLDS = ["single_stream", "dual_stream"], [0, 1]
 BLOCK = 16  # pixels
 
@@ -92,7 +94,7 @@ def write_params(folds: list[int], **changes: object) -> None:
         "data.root": "raw",
         "data.generated": [],
         "folds": folds,
-        "split.n_folds": 3,
+        "split.n_folds": N_FOLDS,
         "split.holdout": 0.2,
         "text.vocab_size": 400,
         "text.max_unknown": 1.0,
@@ -142,11 +144,11 @@ def build_stores() -> None:
         run_stage("extract_frames", "--encoder", "small", "--split", split)
 
 
-def write_students(arch: str, folds: Sequence[int | str], checkpoints: int = 2) -> None:
+def write_students(arch: str, folds: Sequence[int | str], checkpoints: int = 2, models: Path = Path("models")) -> None:
     """What `finetune` (or, for fold `all`, `refit`) leaves, with random weights; seeded by fold."""
-    videos = open_videos("labeled", "small")
+    videos, labeled = open_videos("labeled", "small"), open_labeled()
     for fold in folds:
-        folder = Path("models/finetune") / arch / str(fold)
+        folder = models / "finetune" / arch / str(fold)
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(100 if isinstance(fold, str) else fold)
         model = lively_model(arch, videos)
@@ -158,6 +160,8 @@ def write_students(arch: str, folds: Sequence[int | str], checkpoints: int = 2) 
         save_config(folder, model)
         (folder / "curves.csv").write_text("epoch,step,lr,loss\n0,1,0.1,2.0\n0,9,0.0,1.0\n")
         write_json(folder / "metrics.json", {"ema": 0.5, "raw": 0.4})
+        unseen = [] if isinstance(fold, str) else [fold, HOLDOUT]
+        write_json(folder / ORIGIN, origin_of(labeled, np.flatnonzero(~np.isin(labeled.fold, unseen)), N_FOLDS))
 
 
 def lively_model(arch: str, videos: Videos) -> Any:
@@ -177,7 +181,7 @@ def lively_model(arch: str, videos: Videos) -> Any:
 
 def write_upstream_metrics(archs: list[str]) -> None:
     """Metrics and curves of the stages that are left out here."""
-    counts = {"teacher_out_of_fold": {"accuracy": 0.5}, "pool": {"accuracy": 0.52}}
+    counts = {"leaky": False, "teacher_out_of_fold": {"accuracy": 0.5}, "pool": {"accuracy": 0.52}}
     write_json("metrics/pseudo_label.json", counts)
     for folder in (Path("models/teacher/0"), *(Path("models/pretrain") / arch / "all" for arch in archs)):
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from framefold.data.array_files import ArrayFile
 from framefold.data.order import bucketed_order, length_keys, token_cuts
 from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned
 from framefold.errors import UserError
@@ -73,6 +72,13 @@ class Features(Protocol):
     def frames(self, row: int, indices: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.float16]: ...
 
 
+class SoftLabels(Protocol):
+    """Probabilities (N, C) that need not be in memory."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: npt.NDArray[np.integer], /) -> npt.NDArray[np.floating]: ...
+
+
 class VideoDataset:
     """Videos `rows` of a token store and a feature store, which must hold the same videos in the same order.
 
@@ -87,7 +93,7 @@ class VideoDataset:
         rows: npt.NDArray[np.integer],
         inputs: InputParams,
         labels: npt.NDArray[np.integer] | None,
-        soft: npt.NDArray[np.floating] | ArrayFile | None,
+        soft: SoftLabels | None,
         special: SpecialTokens,
     ):
         check_aligned(tokens.iterate_ids(), features.iterate_ids(), f"{tokens.path} and {features.path}")
@@ -110,6 +116,14 @@ class VideoDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def at(self, positions: npt.NDArray[np.integer]) -> Self:
+        """The samples at `positions`, which may name one more than once."""
+        chosen = copy.copy(self)
+        chosen.rows = self.rows[positions]
+        chosen.labels = None if self.labels is None else self.labels[positions]
+        chosen._text_lengths_of_rows = self._text_lengths()[positions]
+        return chosen
 
     def lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
         """Tokens and frames of the samples at `positions` together, after the budgets."""

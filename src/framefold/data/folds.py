@@ -5,7 +5,7 @@ row; -1: holdout.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,12 @@ def teacher_fold(fold: np.ndarray | int, n: int) -> np.ndarray:
     """Teacher fold of student folds: teacher t never saw student folds f with f % n == t. The holdout stays HOLDOUT."""
     fold = np.asarray(fold)
     return np.where(fold == HOLDOUT, HOLDOUT, fold % n)
+
+
+def without_holdout(labeled: Folds) -> Folds:
+    """The same with the holdout as one more fold, for models that are to see it: no score of theirs is honest."""
+    beyond = labeled.fold.max(initial=0) + 1
+    return replace(labeled, fold=np.where(labeled.fold == HOLDOUT, beyond, labeled.fold).astype(np.int32))
 
 
 # Making them

@@ -2,17 +2,18 @@
 
 A teacher never saw the labels of its own fold. A video that duplicates labelled ones is labelled only by the teacher
 whose fold holds them; one that duplicates a holdout or test video is not used at all. Everything else gets the mean of
-the teachers.
+the teachers. In later rounds the students of a fold, of all architectures, are together the teacher of that fold.
 
 data/pseudo/soft.npy         float16 [N, C], row = unlabelled row; a row of zeros: no trained teacher may label it
 data/pseudo/per_teacher.npy  float16 [T, N, C] (pretrain.per_fold only), rows of zeros where that teacher may not label
 data/pseudo/labels.parquet   id, label (hard), confidence, teacher (MEAN, NOBODY or its fold), usable
-data/pseudo/teachers.json    which folds each teacher's training videos came from
+data/pseudo/teachers.json    who the teachers are, which folds their training videos came from, and whether it is leaky
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,9 @@ from framefold.data.folds import HOLDOUT, Folds, excluded_groups, teacher_fold
 from framefold.errors import UserError
 from framefold.storage import iterate_parquet, parquet_writer, read_json, read_parquet
 
-PSEUDO = Path("data/pseudo")
-ORIGINS = "teachers.json"  # {"n_folds", "trained_folds": {teacher: student folds}}
-ORIGIN = "origin.json"  # of a teacher: {"n_folds", "trained_folds"}
+TEACHERS = Path("models/teacher")
+ORIGINS = "teachers.json"  # {"folder", "leaky", "n_folds", "trained_folds": {teacher: student folds}}
+ORIGIN = "origin.json"  # of a teacher or student: {"n_folds", "trained_folds"}
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -64,29 +65,41 @@ def assign_teachers(
     return Assignment(np.where(may_label, teacher, NOBODY).astype(np.int32), usable)
 
 
-def read_origins(folder: Path, teachers: Sequence[int], n_teacher_folds: int) -> dict[int, list[int]]:
-    """Teacher -> student folds of its training videos, as recorded by `train_teacher`; checked by `check_teachers`."""
-    origins = {teacher: read_json(folder / str(teacher) / ORIGIN) for teacher in teachers}
-    for teacher, origin in origins.items():
-        if origin["n_folds"] != n_teacher_folds:
-            raise UserError(
-                f"{folder / str(teacher)}: it was one of {origin['n_folds']} teachers, teacher.n_folds is "
-                f"{n_teacher_folds}; retrain it with `dvc repro`"
-            )
-    trained_folds = {teacher: list(origin["trained_folds"]) for teacher, origin in origins.items()}
-    check_teachers(trained_folds, n_teacher_folds)
+def assign_to_all(groups: Groups) -> Assignment:
+    """Every teacher labels every video, whatever it has seen: what the safeguards are compared with."""
+    return Assignment(np.full(len(groups), MEAN, np.int32), np.ones(len(groups), dtype=bool))
+
+
+def origin_of(labeled: Folds, trained: npt.NDArray[np.int64], n_folds: int) -> dict[str, Any]:
+    """What ORIGIN says of a model that learned the labels of the rows `trained`, one of `n_folds`."""
+    return {"n_folds": n_folds, "trained_folds": np.unique(labeled.fold[trained]).tolist()}
+
+
+def read_origins(folders: Mapping[int, Sequence[Path]], n_folds: int) -> dict[int, list[int]]:
+    """Teacher -> student folds of its training videos, as recorded by `train_teacher` or `finetune`, of all its models
+    together. UserError: a model was one of another number of folds."""
+    trained_folds = {}
+    for teacher, models in folders.items():
+        origins = [read_json(folder / ORIGIN) for folder in models]
+        for folder, origin in zip(models, origins, strict=True):
+            if origin["n_folds"] != n_folds:
+                raise UserError(
+                    f"{folder}: it was one of {origin['n_folds']} folds, now there are {n_folds}; "
+                    "retrain it with `dvc repro`"
+                )
+        trained_folds[teacher] = sorted({fold for origin in origins for fold in origin["trained_folds"]})
     return trained_folds
 
 
-def check_teachers(trained_folds: TrainedFolds, n_teacher_folds: int) -> None:
+def check_teachers(trained_folds: TrainedFolds, n_folds: int, folder: Path | str) -> None:
     """Raises UserError for a teacher that was trained on the holdout or on the fold that it is to judge."""
     for teacher, folds in trained_folds.items():
         if HOLDOUT in folds:
-            raise UserError(f"models/teacher/{teacher}: it was trained on the holdout; retrain it with `dvc repro`")
-        own = [fold for fold in folds if fold % n_teacher_folds == teacher]
+            raise UserError(f"{folder}/{teacher}: it was trained on the holdout; retrain it with `dvc repro`")
+        own = [fold for fold in folds if fold % n_folds == teacher]
         if own:
             raise UserError(
-                f"models/teacher/{teacher}: it was trained on fold {own[0]}, which it must not have seen; "
+                f"{folder}/{teacher}: it was trained on fold {own[0]}, which it must not have seen; "
                 "retrain it with `dvc repro`"
             )
 
@@ -150,33 +163,41 @@ class PseudoLabels:
         folds that are its own. Rows of zeros: no label."""
         n = len(self.teacher)
         if teacher is None:
-            return _open(self.folder / "soft.npy", n, 0, 1)
+            soft = _open(self.folder / "soft.npy", n, 0, 1)
+            self._check(soft, [MEAN, *self.trained_folds], "somebody")
+            return soft
         place = sorted(self.trained_folds).index(teacher)
         soft = _open(self.folder / "per_teacher.npy", n, place, len(self.trained_folds))
-        self._check_strict(soft, teacher)
+        self._check(soft, [MEAN, teacher], f"teacher {teacher}")
         return soft
 
-    def _check_strict(self, soft: ArrayFile, own: int) -> None:
-        """Raises UserError when the labels of teacher `own` cover a video that only another teacher may label."""
+    def _check(self, soft: ArrayFile, allowed: Sequence[int], who: str) -> None:
+        """Raises UserError when labels cover a video that only others than the `allowed` may label, or nobody."""
         for start in range(0, len(soft), BLOCK):
             teacher = self.teacher[start : start + BLOCK]
             labelled = np.any(soft.rows(start, len(teacher)) > 0, axis=1)
-            _refuse(labelled & ~np.isin(teacher, [MEAN, own]), f"teacher {own} labels it, but must not", start)
+            _refuse(labelled & ~np.isin(teacher, allowed), f"{who} labels it, but must not", start)
 
 
-def open_pseudo_labels(folder: Path = PSEUDO) -> PseudoLabels:
-    """Raises UserError for labels of a teacher that saw the holdout or its own fold."""
+def open_pseudo_labels(folder: Path) -> PseudoLabels:
+    """Raises UserError for labels of a teacher that saw the holdout or its own fold, unless marked as leaky."""
     table = read_parquet(folder / "labels.parquet", columns=["teacher", "usable"])
     teacher, usable = (table.column(name).to_numpy() for name in ("teacher", "usable"))
     return PseudoLabels(folder, teacher, usable, read_teachers(folder))
 
 
-def read_teachers(folder: Path = PSEUDO) -> dict[int, list[int]]:
+def read_teachers(folder: Path) -> dict[int, list[int]]:
     """Teacher -> student folds of its training videos, of the teachers whose labels are in the store."""
     origin = read_json(folder / ORIGINS)
     trained = {int(teacher): list(folds) for teacher, folds in origin["trained_folds"].items()}
-    check_teachers(trained, origin["n_folds"])
+    if not origin["leaky"]:
+        check_teachers(trained, origin["n_folds"], origin["folder"])
     return dict(sorted(trained.items()))
+
+
+def teacher_of(fold: int, folder: Path) -> int:
+    """The teacher of the store that never saw the student fold `fold`."""
+    return fold % int(read_json(folder / ORIGINS)["n_folds"])
 
 
 def _open(path: Path, rows: int, place: int, of: int) -> ArrayFile:

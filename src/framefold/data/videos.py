@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from framefold.data.array_files import ArrayFile
-from framefold.data.batches import VideoDataset
+from framefold.data.batches import SoftLabels, VideoDataset
 from framefold.data.features import FeatureStore
 from framefold.data.folds import FILE as FOLDS
 from framefold.data.folds import HOLDOUT, Folds
@@ -39,7 +38,7 @@ class Videos:
         rows: npt.NDArray[np.int64],
         inputs: InputParams,
         labels: npt.NDArray[np.int32] | None = None,
-        soft: ArrayFile | None = None,
+        soft: SoftLabels | None = None,
     ) -> VideoDataset:
         """The videos at `rows`; labels (N,) and soft (N, C) are by row of the split, like the stores."""
         own = None if labels is None else labels[rows]

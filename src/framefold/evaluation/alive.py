@@ -60,10 +60,12 @@ def adaptation(encoder: str, metrics: Mapping[str, Any]) -> dict[str, Check]:
 
 
 def pseudo_labels(metrics: Mapping[str, Any]) -> dict[str, Check]:
-    """Labels of the pool against the teachers' out-of-fold accuracy, where the pool's truth is known."""
+    """Labels of the pool against the teachers' out-of-fold accuracy, where the pool's truth is known; and a check that
+    fails where leaks were allowed."""
+    leaks = {"no_leaks": below(metrics["leaky"], 1)} if metrics["leaky"] else {}
     if "accuracy" not in metrics["pool"]:
-        return {}
-    return {"pseudo_labels": not_below(metrics["pool"]["accuracy"], metrics["teacher_out_of_fold"]["accuracy"])}
+        return leaks
+    return leaks | {"pseudo_labels": not_below(metrics["pool"]["accuracy"], metrics["teacher_out_of_fold"]["accuracy"])}
 
 
 def pretraining(arch: str, variants: Sequence[Mapping[str, Any]]) -> dict[str, Check]:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from framefold.data.folds import Folds
+from framefold.data.pseudo_labels import NOBODY, Assignment
 from framefold.errors import UserError
+from framefold.evaluation.calibration import calibration
 from framefold.evaluation.metrics import official_scores
-from framefold.inference.predictions import read_predictions, softmax
+from framefold.inference.committee import OutOfFold
 from framefold.storage import read_parquet, write_aside
 
 N_BUCKETS = 10
@@ -24,15 +25,27 @@ Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.floating]
 
 
-def out_of_fold_quality(teachers: Sequence[Path], labeled: Folds, categories: Sequence[str]) -> tuple[Report, Rows]:
-    """The teachers' official score and accuracy on the videos that they were not trained on, and rows of the plot."""
-    parts = [read_predictions(folder / "out_of_fold.parquet") for folder in teachers]
-    label_of = dict(zip(labeled.ids.to_pylist(), labeled.label.tolist(), strict=True))
-    truth = np.array([label_of[video] for ids, _ in parts for video in ids])
-    probs = np.concatenate([softmax(logits) for _, logits in parts])
+def teacher_quality(known: OutOfFold, temperature: float, categories: Sequence[str]) -> tuple[Report, Rows]:
+    """What the teachers know of the videos that they were not trained on, how sure they are before and after
+    `temperature`, and rows of the plot."""
+    probs = known.probs(temperature)
+    scores, rows = out_of_fold_quality(known.truth, probs, categories)
+    scaling = {"temperature": temperature, "after": calibration(probs, known.truth)}
+    scaling["before"] = calibration(known.probs(1.0), known.truth)
+    return {"teacher_out_of_fold": scores, "calibration": scaling}, rows
+
+
+def out_of_fold_quality(truth: Ints, probs: Floats, categories: Sequence[str]) -> tuple[Report, Rows]:
+    """Official score and accuracy of probabilities (N, C) of labelled videos, and rows of the plot."""
     predicted, confidence = probs.argmax(axis=1), probs.max(axis=1)
     rows = confidence_buckets("out_of_fold", confidence, predicted == truth)
     return label_scores(truth, predicted, categories), rows
+
+
+def assignment_counts(assigned: Assignment) -> Report:
+    counts = {"videos": len(assigned.usable), "not_usable": int((~assigned.usable).sum())}
+    counts["without_label"] = int((assigned.usable & (assigned.teacher == NOBODY)).sum())
+    return counts | {"by_one_teacher": int((assigned.teacher >= 0).sum())}
 
 
 def pool_quality(labels: Path, truth_file: Path, categories: Sequence[str]) -> tuple[Report, Rows]:

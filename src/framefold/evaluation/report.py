@@ -26,11 +26,11 @@ def write_report(
     single = students.fold_logits(arch, fold)
     entries = {name: scorer.entries(parts) for name, parts in logits.items()} | {"ensemble": scorer.entries(final)}
     entries["best_fold"] = scorer.entries(single) | fold_entry(students, fold, single["validation"], scorer)
-    write_json(METRICS / "metrics.json", entries)
+    write_json(METRICS / "metrics.json", marked(entries))
     rivals: dict[str, Predictions] = {**logits, "best_fold": single}
     comparisons: dict[str, Any] = {f"ensemble_minus_{name}": scorer.differences(final, rivals[name]) for name in rivals}
-    write_json(METRICS / "comparisons.json", comparisons | {"best_fold_is": f"{arch}/{fold}"} | oracle(root))
-    write_json(METRICS / "optimism.json", out_of_fold_optimism(students, logits, scorer))
+    write_json(METRICS / "comparisons.json", marked(comparisons | {"best_fold_is": f"{arch}/{fold}"} | oracle(root)))
+    write_json(METRICS / "optimism.json", marked(out_of_fold_optimism(students, logits, scorer)))
     write_json(METRICS / "reweight.json", reweighting(students, blend))
     chosen = {arch: selection_of(students.fold_reports(arch)) for arch in students.archs}
     write_json(METRICS / "selection.json", chosen)
@@ -62,7 +62,8 @@ def out_of_fold_optimism(students: Students, logits: dict[str, Logits], scorer: 
 
 def write_contributions(bundle: Bundle, students: Students, logits: dict[str, Logits], scorer: Scorer) -> None:
     """metrics/contributions.json: the ensemble without each of its parts."""
-    write_json(METRICS / "contributions.json", leave_one_out(bundle, logits, students.fold_logits, scorer.differences))
+    content = leave_one_out(bundle, logits, students.fold_logits, scorer.differences)
+    write_json(METRICS / "contributions.json", marked(content))
 
 
 def add_refit(refit: np.ndarray, ensemble: np.ndarray, scorer: Scorer) -> None:
@@ -73,13 +74,19 @@ def add_refit(refit: np.ndarray, ensemble: np.ndarray, scorer: Scorer) -> None:
     other than either does with the truth.
     """
     metrics, comparisons, alive = (read_json(METRICS / f"{name}.json") for name in ("metrics", "comparisons", "alive"))
+    entries, differences = (content.get("leaky", content) for content in (metrics, comparisons))
     estimate = "ensemble.out_of_fold, ensemble.holdout"
-    metrics["full_data"] = scorer.entries({"test": refit}) | {"estimate": estimate}
-    comparisons["full_data_minus_ensemble"] = scorer.differences({"test": refit}, {"test": ensemble})
+    entries["full_data"] = scorer.entries({"test": refit}) | {"estimate": estimate}
+    differences["full_data_minus_ensemble"] = scorer.differences({"test": refit}, {"test": ensemble})
     agreement = float((refit.argmax(axis=1) == ensemble.argmax(axis=1)).mean())
-    alive["full_data_agrees"] = above(agreement, metrics["ensemble"]["out_of_fold"]["top1"])
+    alive["full_data_agrees"] = above(agreement, entries["ensemble"]["out_of_fold"]["top1"])
     for name, content in (("metrics", metrics), ("comparisons", comparisons), ("alive", alive)):
         write_json(METRICS / f"{name}.json", content)
+
+
+def marked(entries: dict[str, Any]) -> dict[str, Any]:
+    """`entries`, all below the key "leaky" where leaks were allowed: nobody takes those scores for estimates."""
+    return {"leaky": entries} if read_json(METRICS / "pseudo_label.json")["leaky"] else entries
 
 
 def fold_entry(students: Students, fold: int, validation: np.ndarray, scorer: Scorer) -> dict[str, Any]:

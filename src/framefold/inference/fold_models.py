@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from framefold.data.folds import HOLDOUT, REFIT, Folds
+from framefold.data.pseudo_labels import ORIGIN
 from framefold.data.videos import Videos, read_categories
 from framefold.inference.blocks import BlockFolder
 from framefold.inference.greedy_soup import FoldVideos, choose_soup, soup_labels
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 LAST = "last_checkpoint.parquet"  # of the last EMA checkpoint alone: compared with the average, then dropped
 PREDICTED = ("validation.parquet", "holdout.parquet", "test.parquet")
 WEIGHTS, AVERAGED = "model.safetensors", "averaged.json"  # the latter with the former's digest, written last
-MODEL = (WEIGHTS, "config.json", "curves.csv")
+COPIED = ("curves.csv", ORIGIN)
+MODEL = (WEIGHTS, "config.json", *COPIED)
 SELECTION = "selection.json"  # what choosing checkpoints on the fold gains; empty where nothing was chosen
 
 Fold = int | str  # or REFIT
@@ -40,7 +42,8 @@ def average_folds(sources: Mapping[Fold, Path], folders: Mapping[Fold, Path], ch
         target = folders[fold]
         if not is_averaged(target):
             target.mkdir(exist_ok=True)
-            shutil.copyfile(source / "curves.csv", target / "curves.csv")
+            for name in COPIED:
+                shutil.copyfile(source / name, target / name)
             names, gains = choose(fold, source)
             save_model(target, averaged_model(source, names))
             write_json(target / SELECTION, gains)

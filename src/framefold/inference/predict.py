@@ -1,6 +1,7 @@
 """Models' logits for the rows of a dataset, in their order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from framefold.data.batches import VideoDataset
 
+Forward = Callable[[Any, dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]  # of a model on a batch
 BLOCK = 2048  # videos sorted by length together: a block's batches do not depend on what comes after it
 
 
@@ -23,7 +25,6 @@ def predict_logits(
     return np.concatenate(blocks[1:] or blocks)
 
 
-@torch.inference_mode()
 def block_logits(
     models: Sequence[nn.Module],
     dataset: VideoDataset,
@@ -36,15 +37,32 @@ def block_logits(
 
     Batches are of like lengths, so that little is padded. A batch is read and moved once for all models.
     """
+    outputs = block_outputs(
+        models, dataset, positions, lambda model, batch: (model(batch),), batch_size, device, precision
+    )
+    return [logits for (logits,) in outputs]
+
+
+@torch.inference_mode()
+def block_outputs(
+    models: Sequence[nn.Module],
+    dataset: VideoDataset,
+    positions: np.ndarray,
+    forward: Forward,
+    batch_size: int,
+    device: torch.device | str,
+    precision: str,
+) -> list[list[np.ndarray]]:
+    """`block_logits` for any outputs: of each model all that `forward(model, batch)` gives, (P, ...) float32 each."""
     order = np.argsort(dataset.lengths(positions), kind="stable")
-    parts: list[list[torch.Tensor]] = [[] for _ in models]
+    parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in models]
     for start in range(0, len(order), batch_size):
         batch = dataset.batch(positions[order[start : start + batch_size]])
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             for model, own in zip(models, parts, strict=True):
-                own.append(model(on_device).float())
-    return [restored(torch.cat(own).cpu().numpy(), order) for own in parts]
+                own.append(tuple(output.float() for output in forward(model, on_device)))
+    return [[restored(torch.cat(output).cpu().numpy(), order) for output in zip(*own, strict=True)] for own in parts]
 
 
 def restored(logits: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +14,8 @@ from torch import nn
 from framefold.data.batches import VideoDataset
 from framefold.data.pseudo_labels import MEAN
 from framefold.inference.blocks import BlockFolder
-from framefold.inference.predict import block_logits
+from framefold.inference.neighbours import Neighbours, logits_and_states
+from framefold.inference.predict import block_logits, block_outputs
 from framefold.inference.predictions import softmax
 from framefold.inference.processes import Processes, SharedProgress
 from framefold.scratch import Scratch
@@ -80,27 +82,45 @@ class NpyFile:
         self.file.write(np.ascontiguousarray(block, dtype="<f2").tobytes())
 
 
-def label_pool(
-    models: Mapping[int, nn.Module],
-    dataset: VideoDataset,
-    teacher: npt.NDArray[np.int32],
-    soft: SoftLabels,
-    scratch: Scratch,
-    processes: Processes,
-    *,
-    temperature: float,
-    **settings: Any,
-) -> None:
-    """Fill `soft` for all rows of `dataset`; `teacher` (N,) says who labels a video.
+@dataclass
+class Labeller:
+    """What every teacher says of videos of the pool: its own probabilities, its neighbours' vote, or their mean."""
 
-    `settings`: batch_size, device and precision of `block_logits`. With many processes each labels some blocks; all are
-    there when this returns in the main process.
+    models: Mapping[int, Sequence[nn.Module]]  # teacher -> its models, on the device, in evaluation mode
+    dataset: VideoDataset
+    temperature: float
+    settings: Mapping[str, Any]  # batch_size, device and precision of `block_logits`
+    neighbours: Mapping[int, Sequence[Neighbours]] | None  # one for each model; None: they have no vote
+    alone: bool  # neighbours: without the teachers' own probabilities
+
+    def probs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """(T, B, C) of the videos at `rows`: a teacher's is the mean over its models."""
+        models = list(chain.from_iterable(self.models.values()))
+        if self.neighbours is None:
+            logits = block_logits(models, self.dataset, rows, **self.settings)
+            each = [softmax(part / self.temperature) for part in logits]
+        else:
+            voters = chain.from_iterable(self.neighbours.values())
+            outputs = block_outputs(models, self.dataset, rows, logits_and_states, **self.settings)
+            each = [self._mixed(logits, states, own) for (logits, states), own in zip(outputs, voters, strict=True)]
+        per_model = np.stack(each).reshape(len(self.models), -1, *each[0].shape)  # (T, M, B, C)
+        return per_model.mean(axis=1)
+
+    def _mixed(self, logits: npt.NDArray[np.float32], states: npt.NDArray[np.float32], own: Neighbours) -> npt.NDArray:
+        votes = own.vote(states).astype(np.float64)
+        return votes if self.alone else (votes + softmax(logits / self.temperature)) / 2
+
+
+def label_pool(
+    labeller: Labeller, teacher: npt.NDArray[np.int32], soft: SoftLabels, scratch: Scratch, processes: Processes
+) -> None:
+    """Fill `soft` for all rows of the labeller's videos; `teacher` (N,) says who labels a video.
+
+    With many processes each labels some blocks; all are there when this returns in the main process.
     """
-    for model in models.values():
-        model.eval().to(settings["device"])
     missing = processes.main_first("missing", soft.blocks.open, scratch.guard)
-    start = len(dataset) - sum(len(soft.blocks.rows_of(number)) for number in missing)
-    progress = SharedProgress(processes, "pseudo_label", len(dataset), "videos", start)
+    start = len(teacher) - sum(len(soft.blocks.rows_of(number)) for number in missing)
+    progress = SharedProgress(processes, "pseudo_label", len(teacher), "videos", start)
 
     def pause() -> None:
         progress.add(0)
@@ -108,9 +128,7 @@ def label_pool(
 
     for number in processes.deal("blocks", missing):
         rows = soft.blocks.rows_of(number)
-        logits = block_logits(list(models.values()), dataset, rows, **settings)
-        probs = np.stack([softmax(part / temperature) for part in logits])
-        soft.write(number, probs, teacher[rows])
+        soft.write(number, labeller.probs(rows), teacher[rows])
         progress.add(len(rows))
         scratch.guard()
     processes.join("labelled", pause)

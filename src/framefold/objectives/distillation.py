@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def soft_cross_entropy(logits: Tensor, soft: Tensor, total: Tensor) -> Tensor:
+def soft_cross_entropy(logits: Tensor, soft: Tensor, total: Tensor | int) -> Tensor:
     """Mean cross-entropy with soft labels over the rows that have one, a scalar; zero if no row has.
 
     logits (B, C). soft (B, C): probabilities; a row of zeros is a video that no teacher may label. total (): how many
@@ -15,7 +15,7 @@ def soft_cross_entropy(logits: Tensor, soft: Tensor, total: Tensor) -> Tensor:
     return per_row.sum() / total
 
 
-def agreement(logits: Tensor, soft: Tensor, total: Tensor) -> Tensor:
+def agreement(logits: Tensor, soft: Tensor, total: Tensor | int) -> Tensor:
     """Share of the rows with a soft label on whose best class student and teacher agree, a scalar; total as above."""
     same = (logits.detach().argmax(dim=-1) == soft.argmax(dim=-1)) & has_soft_label(soft)
     return same.sum() / total

@@ -21,6 +21,7 @@ TOP_LEVEL_KEYS = frozenset(
         "archs",
         "folds",
         "full_data",
+        "earlier_rounds",
         "demo",
         "ingest",
         "split",

@@ -2,10 +2,11 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from framefold.params.base import Group
-from framefold.params.training import AdversarialParams, TrainingParams
+from framefold.params.labels import LabelParams
+from framefold.params.training import AdversarialParams, LearningRates, TrainingParams
 
 
 class CheckpointParams(Group):
@@ -15,8 +16,18 @@ class CheckpointParams(Group):
     select: Literal["last", "top"]  # top: by fold score, optimistic
 
 
+class PseudoPhaseParams(Group):
+    """A first phase on the pool's soft labels, which the true labels then correct; the rest is as in `finetune`."""
+
+    epochs: NonNegativeInt  # 0: none
+    batch_size: PositiveInt
+    lr: LearningRates
+    labels: LabelParams  # `balance` resamples
+
+
 class FinetuneParams(TrainingParams):
     key: ClassVar[str] = "finetune"
     label_smoothing: float = Field(ge=0, lt=1)
     adversarial: AdversarialParams
     checkpoints: CheckpointParams
+    pseudo: PseudoPhaseParams

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from framefold.params.base import Group
+from framefold.params.labels import LabelParams
 from framefold.params.training import TrainingParams
 
 Weight = Field(ge=0)
@@ -40,6 +41,7 @@ class PretrainParams(TrainingParams):
     mismatched: float = Field(gt=0, le=1)  # share of a batch that is also shown with another video's frames (itm)
     weights: dict[Literal["single_stream", "dual_stream"], ObjectiveWeights]
     contrast: ContrastParams
+    labels: LabelParams  # of distillation; `balance` weighs them, since all videos serve the other objectives
 
     @model_validator(mode="after")
     def possible(self) -> "PretrainParams":

@@ -19,7 +19,7 @@ from framefold.params.base import PARAMS_FILE
 from framefold.params.validation import validate_all
 from framefold.storage import write_aside
 
-REPLACED = frozenset({"data", "encoders", "archs", "folds"})
+REPLACED = frozenset({"data", "encoders", "archs", "folds", "earlier_rounds"})
 FREE = frozenset({"kwargs", "config"})  # mappings passed on to open_clip or timm: any key may be new there
 
 

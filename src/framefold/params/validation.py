@@ -3,6 +3,7 @@
 Stages load their own groups only, so that a change in one re-runs no other; this is for when the whole file is at hand.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -58,6 +59,7 @@ class RunParams(Group):
     archs: list[Arch]
     folds: list[int]
     full_data: list[Literal["all"]]  # [all]: students trained again on all labelled videos; []: no such stage
+    earlier_rounds: dict[str, str]
     encoders: dict[str, Any]
     models: dict[Arch, Any]
 
@@ -81,6 +83,7 @@ def _contradictions(
     yield from _subset("teacher.folds", teacher.folds, teacher.n_folds, "teacher.n_folds")
     if teacher.n_folds > split.n_folds:
         yield f"teacher.n_folds is {teacher.n_folds}, above split.n_folds, {split.n_folds}; some would hold out nothing"
+    yield from _rounds(run.earlier_rounds, groups[PseudoLabelParams])
     yield from _data(groups[DataParams], groups[DemoParams])
     yield from _checkpoints(groups[FinetuneParams], groups[AverageWeightsParams])
     yield from _distillation(groups[PretrainParams], run, teacher)
@@ -113,6 +116,18 @@ def _lists(run: RunParams) -> Iterator[str]:
 def _subset(name: str, folds: list[int], n_folds: int, bound: str) -> Iterator[str]:
     if not folds or len(set(folds)) < len(folds) or not set(folds) <= set(range(n_folds)):
         yield f"{name} is {folds}; give some of 0..{n_folds - 1} ({bound} is {n_folds}), each once"
+
+
+def _rounds(earlier: dict[str, str], final: PseudoLabelParams) -> Iterator[str]:
+    known = ["models/teacher"]
+    for name, teachers in earlier.items():
+        if not re.fullmatch(r"[a-z0-9_]+", name):
+            yield f"earlier_rounds has {name!r}; name rounds by small letters, digits and underscores"
+        if teachers not in known:
+            yield f"earlier_rounds.{name} is {teachers}; who labels in it must be there before: {', '.join(known)}"
+        known.append(f"models/rounds/{name}/swa")
+    if final.teachers not in known:
+        yield f"pseudo_label.teachers is {final.teachers}; give one of {', '.join(known)}"
 
 
 def _data(data: DataParams, demo: DemoParams) -> Iterator[str]:

@@ -1,24 +1,31 @@
-"""The unlabelled pool as pretraining sees it, and what is measured on the videos of it that are kept aside.
+"""The unlabelled pool as pretraining and the first phase of finetuning see it, and what is measured on videos of it.
 
 The labelled videos are not in the pool: their labels belong to finetuning, fold by fold.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from framefold.data.batches import EpochBatches, VideoDataset
-from framefold.data.pseudo_labels import PSEUDO, open_pseudo_labels
+from framefold.data.array_files import ArrayFile
+from framefold.data.batches import EpochBatches, VideoDataset, sample_rng
+from framefold.data.pseudo_labels import open_pseudo_labels
+from framefold.data.sampling import resampled
+from framefold.data.soft_targets import NO_CLASS, SoftTargets, class_weights, used_classes
 from framefold.data.tokens import SpecialTokens, check_aligned
-from framefold.data.videos import open_videos
+from framefold.data.videos import Videos, open_videos
 from framefold.errors import UserError
 from framefold.objectives.distillation import has_soft_label
+from framefold.params.labels import LabelParams
 from framefold.params.models import StudentParams
 from framefold.training.pretraining import PretrainingModel
 from framefold.training.views import Masking
 
 MAX_HELD_OUT = 0.2  # share of a small pool
+RESAMPLING = 1  # the key of who comes in an epoch, in the place of a video's
 
 
 @dataclass(frozen=True)
@@ -30,16 +37,33 @@ class Pool:
     n_classes: int
 
 
-def open_pool(student: StudentParams, teacher: int | None, held_out: int, seed: int) -> Pool:
-    """The usable videos with the soft labels of `teacher` (None: the mean of all); `held_out` are kept aside.
+@dataclass(frozen=True)
+class LabelledPool:
+    """Videos of the pool whose soft labels are used, by themselves."""
+
+    videos: VideoDataset
+    classes: npt.NDArray[np.int32]  # (N,) best class of each
+    params: LabelParams
+
+    def epoch(self, seed: int, epoch: int) -> VideoDataset:
+        """N videos: everyone once, or with `balance` classes nearer to equally often."""
+        if self.params.balance == 0:
+            return self.videos
+        rng = sample_rng(seed, epoch, RESAMPLING)
+        return self.videos.at(resampled(self.classes, self.params.balance, rng))
+
+
+def open_pool(
+    student: StudentParams, pseudo: Path, teacher: int | None, labels: LabelParams, held_out: int, seed: int
+) -> Pool:
+    """The usable videos with the soft labels in `pseudo` of `teacher` (None: the mean of all), used as `labels` says;
+    `held_out` are kept aside, with the stored labels.
 
     Raises UserError when soft labels and stores do not belong together, a teacher saw what it must not, or the pool is
     empty.
     """
-    videos, pseudo = open_videos("unlabeled", student.encoder), open_pseudo_labels()
-    check_aligned(pseudo.iterate_ids(), videos.tokens.iterate_ids(), f"{PSEUDO} and {videos.tokens.path}")
-    soft = pseudo.soft(teacher)
-    rows = np.flatnonzero(pseudo.usable)
+    videos, soft, usable = _open_labels(student, pseudo, teacher)
+    rows = np.flatnonzero(usable)
     if len(rows) < 2:
         raise UserError(
             "pretrain: no unlabelled video is usable; add some that duplicate neither holdout nor test videos"
@@ -47,8 +71,32 @@ def open_pool(student: StudentParams, teacher: int | None, held_out: int, seed: 
     aside = min(held_out, max(1, int(len(rows) * MAX_HELD_OUT)))
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[np.random.default_rng(seed).permutation(len(rows))[:aside]] = True
-    training, kept = (videos.dataset(part, student.inputs, soft=soft) for part in (rows[~chosen], rows[chosen]))
+    weights = None
+    if labels.balance:
+        weights = class_weights(used_classes(soft, labels)[rows[~chosen]], soft.shape[-1], labels.balance)
+    training = videos.dataset(rows[~chosen], student.inputs, soft=SoftTargets(soft, labels, weights))
+    kept = videos.dataset(rows[chosen], student.inputs, soft=soft)
     return Pool(training, kept, videos.special, videos.features.dim, soft.shape[-1])
+
+
+def open_labelled_pool(student: StudentParams, pseudo: Path, teacher: int | None, labels: LabelParams) -> LabelledPool:
+    """The usable videos that have a label, else as `open_pool`. UserError: there is none."""
+    videos, soft, usable = _open_labels(student, pseudo, teacher)
+    classes = used_classes(soft, labels)
+    rows = np.flatnonzero(usable & (classes != NO_CLASS))
+    if len(rows) == 0:
+        raise UserError("finetune.pseudo: no soft label is left to train on; lower labels.min_confidence")
+    dataset = videos.dataset(rows, student.inputs, soft=SoftTargets(soft, labels, None))
+    return LabelledPool(dataset, classes[rows], labels)
+
+
+def _open_labels(
+    student: StudentParams, folder: Path, teacher: int | None
+) -> tuple[Videos, ArrayFile, npt.NDArray[np.bool_]]:
+    """Videos of the pool, their soft labels (N, C) and which are usable (N,)."""
+    videos, pseudo = open_videos("unlabeled", student.encoder), open_pseudo_labels(folder)
+    check_aligned(pseudo.iterate_ids(), videos.tokens.iterate_ids(), f"{folder} and {videos.tokens.path}")
+    return videos, pseudo.soft(teacher), pseudo.usable
 
 
 @torch.inference_mode()

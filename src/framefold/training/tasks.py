@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from framefold.objectives.classification import accuracy, cross_entropy
+from framefold.objectives.distillation import agreement, soft_cross_entropy
 from framefold.training.pretraining import PretrainingModel
 from framefold.training.protocols import Batch
 from framefold.training.sharing import Share
@@ -22,6 +23,21 @@ class ClassificationTask:
         logits = self.model(batch)  # (B, C)
         parts = {"accuracy": accuracy(logits, batch["label"])}
         return cross_entropy(logits, batch["label"], self.label_smoothing), parts
+
+    def role_of(self, name: str) -> str:
+        return self.model.role_of(name)
+
+
+class DistillationTask:
+    """Students on soft labels, of which every video of a batch has one."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def loss(self, batch: Batch, share: Share) -> tuple[Tensor, Parts]:
+        logits, soft = self.model(batch), batch["soft"]  # (B, C), (B, C)
+        parts = {"teacher_agreement": agreement(logits, soft, len(soft))}
+        return soft_cross_entropy(logits, soft, len(soft)), parts
 
     def role_of(self, name: str) -> str:
         return self.model.role_of(name)

@@ -1,0 +1,78 @@
+"""Soft labels of the store as training uses them: sharpened, hardened, thresholded, weighed by class."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from framefold.data.array_files import ArrayFile
+from framefold.params.labels import LabelParams
+
+BLOCK = 65536  # rows that are looked at together
+NO_CLASS = -1
+Floats = npt.NDArray[np.float32]
+Classes = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """Targets (N, C), made of stored probabilities when they are asked for; `weights` (C,): times that of their class.
+
+    A row of zeros: no label, or one that is not sure enough.
+    """
+
+    labels: ArrayFile
+    params: LabelParams
+    weights: Floats | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.floating]:
+        """(len(rows), C)."""
+        soft = self.labels[rows]
+        used = soft if self.params.as_stored else blended(soft, self.params)
+        return used if self.weights is None else used * self.weights[soft.argmax(axis=1)][:, None]
+
+
+def blended(soft: npt.NDArray[np.floating], params: LabelParams) -> Floats:
+    """Targets (B, C) of soft labels (B, C): (1 - hard) * p^(1/T) / sum + hard * one-hot(argmax p); zeros where the best
+    p is below `min_confidence` or there is no label.
+
+    One-hot targets are those of pseudo-labelling (Lee 2013), the threshold FixMatch's (Sohn et al. 2020), sharpening
+    MixMatch's (Berthelot et al. 2019).
+    """
+    probs = soft.astype(np.float32)
+    confidence, best = probs.max(axis=1), probs.argmax(axis=1)
+    scaled = (probs / np.where(confidence > 0, confidence, 1)[:, None]) ** np.float32(1 / params.temperature)
+    target = (1 - params.hard) * scaled / np.maximum(scaled.sum(axis=1, keepdims=True), 1)
+    target[np.arange(len(target)), best] += params.hard
+    target[~_is_used(confidence, params)] = 0
+    return target.astype(np.float32)
+
+
+def used_classes(soft: ArrayFile, params: LabelParams) -> Classes:
+    """(N,): the best class of every row, NO_CLASS where training does not use it; 4 bytes a row stay in memory."""
+    classes = np.full(len(soft), NO_CLASS, np.int32)
+    for start in range(0, len(soft), BLOCK):
+        block = soft.rows(start, min(BLOCK, len(soft) - start))
+        used = _is_used(block.max(axis=1).astype(np.float32), params)
+        classes[start : start + len(block)] = np.where(used, block.argmax(axis=1), NO_CLASS)
+    return classes
+
+
+def class_weights(classes: Classes, n_classes: int, power: float) -> Floats:
+    """(C,) n_c^-power, with mean 1 over the labels `classes` (N,); 1 for absent classes."""
+    sizes = np.bincount(classes[classes >= 0], minlength=n_classes).astype(np.float64)
+    weights = np.maximum(sizes, 1) ** -power
+    total = (sizes * weights).sum()
+    weights *= sizes.sum() / total if total else 1
+    return np.where(sizes > 0, weights, 1).astype(np.float32)
+
+
+def _is_used(confidence: Floats, params: LabelParams) -> npt.NDArray[np.bool_]:
+    return (confidence > 0) & (confidence >= params.min_confidence)

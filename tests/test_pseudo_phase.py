@@ -1,0 +1,143 @@
+"""A first phase of finetuning on soft labels. Run: .venv/bin/python -m pytest tests/test_pseudo_phase.py"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stores import CATEGORIES, DIM, VOCAB, make_project, small_params, write_soft_labels
+
+from framefold.data.batches import sample_rng
+from framefold.data.pseudo_labels import open_pseudo_labels
+from framefold.data.sampling import resampled
+from framefold.data.videos import open_labeled, open_videos
+from framefold.inference.predict import predict_logits
+from framefold.models.registry import build_model
+from framefold.objectives.distillation import soft_cross_entropy
+from framefold.params.base import load
+from framefold.params.finetune import FinetuneParams
+from framefold.params.labels import LabelParams
+from framefold.params.models import SingleStreamParams, StudentParams
+from framefold.params.pretrain import PretrainParams
+from framefold.rounds import Round
+from framefold.scratch import Scratch
+from framefold.storage import read_json
+from framefold.training import pseudo_phase
+from framefold.training.classifiers import FoldData, open_fold
+from framefold.training.pool import RESAMPLING, LabelledPool, open_labelled_pool, open_pool
+from framefold.training.pseudo_phase import PHASE, learn_pseudo_labels
+
+PSEUDO = Round(None).pseudo
+OFF = LabelParams(hard=0, temperature=1, min_confidence=0, balance=0)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    params = small_params()
+    params["finetune"]["pseudo"] |= {"epochs": 6, "batch_size": 16}
+    make_project(tmp_path, params)
+    write_soft_labels(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pool(**changes: float) -> LabelledPool:
+    return open_labelled_pool(load(StudentParams), PSEUDO, None, OFF.model_copy(update=changes))
+
+
+def stored() -> np.ndarray:
+    return np.load(PSEUDO / "soft.npy").astype(np.float64)
+
+
+def test_the_phase_has_all_usable_videos_with_a_sure_label_and_no_other(project):
+    usable = open_pseudo_labels(PSEUDO).usable
+    for least in (0.0, 0.7):
+        sure = (stored().max(1) > 0) & (stored().max(1) >= least)
+        assert pool(min_confidence=least).videos.rows.tolist() == np.flatnonzero(usable & sure).tolist()
+
+
+def test_balance_draws_anew_every_epoch_and_the_same_again(project):
+    own = pool(balance=1.0)
+    rows, size = own.videos.rows, len(own.videos)
+    drawn = [own.epoch(3, epoch).rows for epoch in (0, 1)]
+    for epoch in (0, 1):
+        expected = rows[resampled(own.classes, 1.0, sample_rng(3, epoch, RESAMPLING))]
+        assert drawn[epoch].tolist() == expected.tolist() == own.epoch(3, epoch).rows.tolist()
+    assert drawn[0].tolist() != drawn[1].tolist()
+    present = np.unique(own.classes)
+    counts = np.bincount(stored()[drawn[0]].argmax(1), minlength=len(CATEGORIES))[present]
+    assert np.ptp(counts) <= 2 + size % len(present) / len(present)
+
+
+def test_without_balance_everyone_comes_once(project):
+    own = pool()
+    assert own.epoch(3, 0) is own.videos
+
+
+def test_drawn_videos_are_read_as_they_are(project):
+    own = pool(balance=1.0, hard=0.5)
+    videos = own.epoch(0, 0)
+    batch, again = videos.batch(np.arange(12)), own.videos.batch(np.searchsorted(own.videos.rows, videos.rows[:12]))
+    assert all(torch.equal(batch[name], again[name]) for name in batch if name != "index")
+    assert videos.lengths(np.arange(12)).tolist() == (batch["text_mask"].sum(1) + batch["frame_mask"].sum(1)).tolist()
+    assert videos.sizes().shape == (len(videos), 2)
+
+
+def test_pretraining_weighs_rare_classes_and_measures_on_the_stored_labels(project):
+    student, labels = load(StudentParams), OFF.model_copy(update={"balance": 1.0, "min_confidence": 0.5})
+    plain, weighed = (open_pool(student, PSEUDO, None, one, 10, 0) for one in (OFF, labels))
+    assert plain.training.rows.tolist() == weighed.training.rows.tolist()
+    soft = weighed.training.batch(np.arange(len(weighed.training)))["soft"].numpy()
+    used = soft.any(1)
+    stored_rows = stored()[weighed.training.rows]
+    assert used.tolist() == (stored_rows.max(1) >= 0.5).tolist()
+    totals = np.array([soft[used & (stored_rows.argmax(1) == c)].sum() for c in np.unique(stored_rows[used].argmax(1))])
+    assert np.allclose(totals, used.sum() / len(totals), rtol=0.02)  # every class has the same say
+    everyone = np.arange(10)
+    assert np.array_equal(weighed.held_out.batch(everyone)["soft"], plain.held_out.batch(everyone)["soft"])
+
+
+def fold_data() -> FoldData:
+    videos = open_videos("labeled", "small")
+    labeled = open_labeled(videos)
+    return open_fold(videos, labeled, labeled.fold == 0, load(StudentParams).inputs, 16)
+
+
+def fresh_student() -> torch.nn.Module:
+    torch.manual_seed(1)
+    shape = VOCAB, DIM, len(CATEGORIES)
+    return build_model("single_stream", load(StudentParams).text, load(SingleStreamParams), *shape)
+
+
+def learn(model: torch.nn.Module) -> None:
+    with Scratch("finetune@x-0", {}) as scratch:
+        learn_pseudo_labels(model, pool(), fold_data(), load(FinetuneParams), seed=0, precision="fp32", scratch=scratch)
+
+
+def divergence(model: torch.nn.Module) -> float:
+    """Cross-entropy with the soft labels of the phase's videos."""
+    own = pool()
+    logits = torch.from_numpy(predict_logits(model, own.videos, 16, "cpu"))
+    return float(soft_cross_entropy(logits, torch.from_numpy(stored()[own.videos.rows]), len(own.videos)))
+
+
+def test_the_phase_teaches_the_soft_labels_once(project, monkeypatch):
+    model = fresh_student()
+    before = divergence(model)
+    learn(model)
+    assert divergence(model) < before - 0.1
+    kept = Path(".scratch/finetune@x-0") / PHASE
+    report = read_json(kept / "metrics.json")
+    assert report == {
+        "ema": fold_data().score(fold_data().logits(model, torch.device("cpu"))),
+        "videos": len(pool().videos),
+    }
+    monkeypatch.setattr(pseudo_phase, "train", None)  # a later start finds its weights
+    again = fresh_student()
+    learn(again)
+    states = model.state_dict(), again.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_both_label_blocks_are_stated_and_off(project):
+    assert load(PretrainParams).labels == load(FinetuneParams).pseudo.labels == OFF

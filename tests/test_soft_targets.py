@@ -1,0 +1,77 @@
+"""Soft labels as training uses them. Run: .venv/bin/python -m pytest tests/test_soft_targets.py"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from framefold.data.array_files import ArrayFile
+from framefold.data.soft_targets import NO_CLASS, SoftTargets, blended, class_weights, used_classes
+from framefold.params.labels import LabelParams
+
+OFF = LabelParams(hard=0, temperature=1, min_confidence=0, balance=0)
+
+
+def params(**changes: float) -> LabelParams:
+    return OFF.model_copy(update=changes)
+
+
+@pytest.fixture
+def soft(tmp_path: Path) -> ArrayFile:
+    """Labels of 40 videos, every seventh of which has none."""
+    probs = np.random.default_rng(0).dirichlet(np.full(5, 0.6), 40)
+    probs[::7] = 0
+    np.save(tmp_path / "soft.npy", probs.astype(np.float16))
+    return ArrayFile(tmp_path / "soft.npy")
+
+
+def by_hand(row: np.ndarray, hard: float, temperature: float, least: float) -> list[float]:
+    probs = [float(p) for p in row]
+    best = max(range(len(probs)), key=lambda c: (probs[c], -c))
+    if probs[best] == 0 or probs[best] < least:
+        return [0.0] * len(probs)
+    powers = [p ** (1 / temperature) for p in probs]
+    return [(1 - hard) * q / sum(powers) + hard * (c == best) for c, q in enumerate(powers)]
+
+
+@pytest.mark.parametrize("hard", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("least", [0.0, 0.6])
+def test_targets_are_those_computed_by_hand(soft, hard, temperature, least):
+    rows = soft.rows(0, len(soft))
+    expected = [by_hand(row, hard, temperature, least) for row in rows]
+    found = blended(rows, params(hard=hard, temperature=temperature, min_confidence=least))
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_left_alone_targets_are_the_stored_bytes(soft):
+    found = SoftTargets(soft, OFF, None)[np.arange(40)]
+    assert found.dtype == np.float16
+    assert found.tobytes() == soft.rows(0, 40).tobytes()
+
+
+def test_used_classes_are_the_best_ones_of_sure_labels(soft, monkeypatch):
+    monkeypatch.setattr("framefold.data.soft_targets.BLOCK", 7)
+    rows = soft.rows(0, 40).astype(np.float64)
+    expected = [int(row.argmax()) if row.max() >= 0.5 else NO_CLASS for row in rows]
+    assert used_classes(soft, params(min_confidence=0.5)).tolist() == expected
+    assert (used_classes(soft, OFF) == NO_CLASS).tolist() == [row % 7 == 0 for row in range(40)]
+
+
+def test_class_weights_are_powers_of_the_sizes_with_mean_one():
+    classes = np.array([0] * 8 + [1] * 2 + [3] + [NO_CLASS] * 5, np.int32)
+    weights = class_weights(classes, 5, 0.5)
+    assert weights[1] / weights[0] == pytest.approx(2)
+    assert weights[3] / weights[0] == pytest.approx(8**0.5)
+    assert np.mean(weights[classes[:11]]) == pytest.approx(1)
+    assert weights[[2, 4]].tolist() == [1, 1]
+    assert class_weights(classes, 5, 0.0).tolist() == [1.0] * 5
+    assert class_weights(np.full(4, NO_CLASS, np.int32), 2, 0.5).tolist() == [1, 1]
+
+
+def test_weights_go_by_the_best_class_of_a_row(soft):
+    weights = np.array([0.5, 1, 2, 3, 4], np.float32)
+    rows = np.array([3, 7, 11])
+    plain, weighted = SoftTargets(soft, OFF, None)[rows], SoftTargets(soft, OFF, weights)[rows]
+    assert np.allclose(weighted, plain * weights[plain.argmax(1)][:, None])
+    assert not weighted[1].any()
