@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def main() -> None:
     with Scratch(processes.item, stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
         blocks = shared_folder(scratch, processes)
         sources, folders = ({fold: folder / str(fold) for fold in folds} for folder in (source, scratch.folder))
-        processes.main_first("averages", lambda: average_folds(sources, folders, params.last), scratch.guard)
         predictor = open_predictor(student, params.batch_size, scratch, blocks)
+        average = partial(average_folds, sources, folders, params.last, predictor.refresh)
+        processes.main_first("averages", average, scratch.guard)
         parts = [part for fold in folds for part in predictor.parts(fold, sources[fold], folders[fold])]
         predictor.predict(parts, processes)
         if not processes.main:

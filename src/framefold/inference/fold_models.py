@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from framefold.data.batches import EpochBatches
 from framefold.data.folds import Folds
-from framefold.data.videos import HOLDOUT, Videos
+from framefold.data.videos import HOLDOUT, Videos, fold_rows
+from framefold.inference.batch_statistics import recompute_statistics
 from framefold.inference.blocks import BlockFolder
 from framefold.inference.predict import block_logits
 from framefold.inference.predictions import mean_logits, read_predictions, write_predictions
 from framefold.inference.processes import Processes, SharedProgress
 from framefold.inference.weight_averaging import averaged_model, kept_checkpoints
+from framefold.models.backbone import Batch
+from framefold.models.normalization import has_batch_statistics
 from framefold.models.registry import load_model, save_model
 from framefold.params.models import InputParams
 from framefold.storage import read_json, sha256_of, write_json
@@ -29,14 +34,21 @@ WEIGHTS, AVERAGED = "model.safetensors", "averaged.json"  # the latter with the 
 PUBLISHED = (WEIGHTS, "config.json", "curves.csv", *PREDICTED)
 
 
-def average_folds(sources: Mapping[int, Path], folders: Mapping[int, Path], last: int) -> None:
-    """Average the last checkpoints of every fold into its folder; an average that is there and whole is kept."""
+def average_folds(
+    sources: Mapping[int, Path], folders: Mapping[int, Path], last: int, refresh: Callable[[int, nn.Module], None]
+) -> None:
+    """Average the last checkpoints of every fold into its folder; an average that is there and whole is kept.
+
+    refresh(fold, model): what an average needs besides its weights, `Predictor.refresh`.
+    """
     for fold, source in sources.items():
         target = folders[fold]
         if not is_averaged(target):
             target.mkdir(exist_ok=True)
             shutil.copyfile(source / "curves.csv", target / "curves.csv")
-            save_model(target, averaged_model(source, last))
+            model = averaged_model(source, last)
+            refresh(fold, model)
+            save_model(target, model)
             write_json(target / AVERAGED, {"sha256": sha256_of(target / WEIGHTS)})
 
 
@@ -85,6 +97,20 @@ class Predictor:
     device: torch.device
     pause: Callable[[], None]
     blocks: Path
+
+    def refresh(self, fold: int, model: nn.Module) -> None:
+        """Statistics of batch normalisation, on the videos that trained the fold; nothing for a model without it."""
+        if has_batch_statistics(model):
+            model.to(self.device)
+            recompute_statistics(model, lambda: self.training_batches(fold))
+
+    def training_batches(self, fold: int) -> Iterator[Batch]:
+        """The videos that train a fold, on the device, with frames as in evaluation."""
+        dataset = self.labeled.dataset(fold_rows(self.folds, self.folds.fold == fold)[0], self.inputs)
+        batches = EpochBatches(dataset, self.batch_size, seed=0, epoch=0, shuffle=False)
+        for batch in (batches[number] for number in range(len(batches))):
+            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
+            self.pause()
 
     def parts(self, fold: int, source: Path, target: Path) -> Iterator[Part]:
         """All predictions of a fold: checkpoints in `source`, the average in `target`."""
