@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from framefold.data.videos import open_labeled, open_videos
+from framefold.data.manifest import NAME
+from framefold.data.videos import Videos, open_labeled
 from framefold.errors import command
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.splits import read_labeled
 from framefold.inference.blocks import shared_folder
 from framefold.inference.fold_models import LAST, Predictor, average_folds, publish_folds
+from framefold.inference.own_towers import open_videos_for, own_preprocess
 from framefold.inference.predictions import read_aligned
 from framefold.inference.processes import Processes
 from framefold.launch import on_several_processes
@@ -40,10 +42,13 @@ def main() -> None:
     inputs = [source, Path("data/folds.parquet"), Path("models/tokenizer")]
     inputs += [Path("data/tokens") / f"{split}.arrow" for split in ("labeled", "test")]
     inputs += [Path("data/features") / student.encoder / split for split in ("labeled", "test")]
+    root, example = Path(load_value("data.root")), source / str(folds[0])
+    inputs += [root / NAME] if own_preprocess(example) else []
     with Scratch(processes.item, stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
         blocks = shared_folder(scratch, processes)
         sources, folders = ({fold: folder / str(fold) for fold in folds} for folder in (source, scratch.folder))
-        predictor = open_predictor(student, params.batch_size, scratch, blocks)
+        labeled, test = (open_videos_for(example, split, student.encoder, root) for split in ("labeled", "test"))
+        predictor = open_predictor(labeled, test, student, params.batch_size, scratch, blocks)
         average = partial(average_folds, sources, folders, params.last, predictor.refresh)
         processes.main_first("averages", average, scratch.guard)
         parts = [part for fold in folds for part in predictor.parts(fold, sources[fold], folders[fold])]
@@ -66,11 +71,11 @@ def publish(arch: str, sources: dict[int, Path], folders: dict[int, Path], targe
         log.info(f"average_weights {arch} fold {fold}: {scores['swa']:.4f} (last checkpoint {scores['last']:.4f})")
 
 
-def open_predictor(student: StudentParams, batch_size: int, scratch: Scratch, blocks: Path) -> Predictor:
-    runtime = load_runtime()
+def open_predictor(
+    labeled: Videos, test: Videos, student: StudentParams, batch_size: int, scratch: Scratch, blocks: Path
+) -> Predictor:
+    runtime, folds = load_runtime(), open_labeled(labeled)
     runtime.prepare_cpu()
-    labeled = open_videos("labeled", student.encoder)
-    folds, test = open_labeled(labeled), open_videos("test", student.encoder)
     return Predictor(labeled, test, folds, student.inputs, batch_size, runtime.torch_device(), scratch.guard, blocks)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from framefold.data.manifest import NAME
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
-from framefold.errors import command
+from framefold.errors import UserError, command
 from framefold.launch import on_several_processes
 from framefold.models.registry import architecture, build_model, load_weights_into, save_config
 from framefold.models.weights import save_weights
@@ -47,13 +48,18 @@ def main() -> None:
         "run": [seed, precision, fold],
     }
     inputs = [FOLDS, CATEGORIES, source, *store_paths("labeled", student.encoder)]
+    root, encoder = Path(load_value("data.root")), Path("models/clip") / student.encoder
+    inputs += [root / NAME, encoder] if params.vision.lr else []
     with Scratch(f"finetune@{arch}-{fold}", stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
-        videos = open_videos("labeled", student.encoder)
+        videos = open_training_videos(student, params, root, encoder)
         labeled = open_labeled(videos)
         data = open_fold(videos, labeled, labeled.fold == fold, student.inputs, params.batch_size)
         seed_everything(seed)
+        model = warm_student(arch, student, size, source, videos, len(data.categories))
+        if params.vision.lr:
+            give_tower(model, encoder)
         result = train_classifier(
-            warm_student(arch, student, size, source, videos, len(data.categories)),
+            model,
             data,
             params,
             label_smoothing=params.label_smoothing,
@@ -66,6 +72,28 @@ def main() -> None:
         if is_main_process():
             publish(Path("models/finetune") / arch / str(fold), result, params, data, scratch)
         scratch.finish()
+
+
+def open_training_videos(student: StudentParams, params: FinetuneParams, root: Path, encoder: Path) -> Videos:
+    """Labelled videos with features, or with pixels for a student that trains its tower."""
+    videos = open_videos("labeled", student.encoder)
+    if not params.vision.lr:
+        return videos
+    from framefold.data.images import Preprocess, read_encoder_config
+    from framefold.data.pixels import with_pixels
+
+    content = read_encoder_config(encoder)["preprocess"]
+    if content is None:
+        raise UserError(f"{encoder}: the data brings features, there is no tower; set finetune.vision.lr to 0")
+    return with_pixels(videos, root, "labeled", Preprocess.from_json(content), params.vision.min_crop)
+
+
+def give_tower(model: Any, encoder: Path) -> None:
+    """A copy of the students' encoder, to be trained. Imports open_clip or timm, which takes seconds."""
+    from framefold.models.end_to_end import attach_tower
+    from framefold.models.vision import load_encoder
+
+    attach_tower(model, load_encoder(encoder))
 
 
 def warm_student(arch: str, student: StudentParams, size: Any, source: Path, videos: Videos, n_classes: int) -> Any:

@@ -116,6 +116,7 @@ def test_words_where_numbers_belong_are_refused(params):
         ("models.dual_stream.pooling.frames", "median", "pooling.frames"),
         ("models.single_stream.pooling", NEXTVLAD, "models.single_stream.pooling.nextvlad: 256"),
         ("teacher.model.pooling", NEXTVLAD, "teacher.model.pooling.nextvlad: 384"),
+        ("finetune.vision.min_crop", 0, "finetune.vision.min_crop"),
         ("average_weights.last", 4, "finetune.checkpoints.keep"),
         ("data.root", "data/other", "data.generated"),
         ("data.generated", ["other"], "data.generated"),

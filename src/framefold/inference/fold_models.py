@@ -21,8 +21,9 @@ from framefold.inference.predictions import mean_logits, read_predictions, write
 from framefold.inference.processes import Processes, SharedProgress
 from framefold.inference.weight_averaging import averaged_model, kept_checkpoints
 from framefold.models.backbone import Batch
+from framefold.models.end_to_end import load_student
 from framefold.models.normalization import has_batch_statistics
-from framefold.models.registry import load_model, save_model
+from framefold.models.registry import save_model
 from framefold.params.models import InputParams
 from framefold.storage import read_json, sha256_of, write_json
 
@@ -140,7 +141,7 @@ class Predictor:
         for place, number in processes.deal("blocks", missing):
             part = parts[place]
             if current is None or part.model != current.model:
-                model = load_model(*part.model).to(self.device)
+                model = load_student(*part.model).to(self.device)
             if part is not current:
                 current, dataset = part, part.videos.dataset(part.rows, self.inputs)
             rows = part.blocks.rows_of(number)

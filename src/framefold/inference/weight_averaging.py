@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from framefold.errors import UserError
-from framefold.models.registry import load_model
+from framefold.models.end_to_end import load_student
 from framefold.models.weights import read_state_dict
 from framefold.training.averaging import average_checkpoints
 
@@ -25,5 +25,5 @@ def kept_checkpoints(folder: Path | str) -> list[str]:
 def averaged_model(folder: Path | str, last: int) -> nn.Module:
     """The mean of the `last` latest checkpoints in `folder` (all, if there are fewer), in evaluation mode."""
     names = kept_checkpoints(folder)[-last:]
-    model = load_model(folder, names[0])
+    model = load_student(folder, names[0])
     return average_checkpoints(model, (read_state_dict(Path(folder) / name) for name in names)).eval()

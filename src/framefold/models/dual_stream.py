@@ -6,7 +6,7 @@ from scratch, so they are pre-norm, which trains without a long warm-up. A learn
 video without frames still reads its text through it.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from framefold.errors import UserError
 from framefold.models.attention import attend
-from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types
+from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types, role_of
 from framefold.models.bert import BertEncoder, initializer_std
 from framefold.models.heads import ClassificationHead, masked_mean
 from framefold.models.initialization import from_fan_in
@@ -89,9 +89,9 @@ class DualStream(nn.Module):
     def word_embeddings(self) -> nn.Embedding:
         return self.text.embeddings.word_embeddings
 
-    def role_of(self, name: str) -> Literal["text", "head"]:
+    def role_of(self, name: str) -> str:
         """Learning-rate role of the parameter `name`."""
-        return "text" if name.startswith("text.") else "head"
+        return role_of(name)
 
     def encode_text(self, batch: Batch, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Text states (B, T, H) and mask (B, T), before any fusion."""

@@ -5,12 +5,12 @@ their own, so that a pretrained text encoder mixes both modalities in every laye
 single-stream models of the WeChat Big Data Challenge 2022).
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types
+from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types, role_of
 from framefold.models.bert import BertEncoder
 from framefold.models.heads import ClassificationHead
 from framefold.models.pooling import frame_pooling, text_pooling
@@ -38,9 +38,9 @@ class SingleStream(nn.Module):
     def word_embeddings(self) -> nn.Embedding:
         return self.text.embeddings.word_embeddings
 
-    def role_of(self, name: str) -> Literal["text", "head"]:
+    def role_of(self, name: str) -> str:
         """Learning-rate role of the parameter `name`."""
-        return "text" if name.startswith("text.") else "head"
+        return role_of(name)
 
     def encode(
         self,
