@@ -126,6 +126,17 @@ def test_nothing_kept_gives_zeros_and_finite_gradients(kind: str, frames: int) -
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in pool.parameters())
 
 
+@torch.no_grad()
+def test_videos_without_frames_do_not_count_in_statistics() -> None:
+    """In training NeXtVLAD gives the others what it gives them alone, and moves its running statistics alike."""
+    (states, mask), alone, together = make_states(), pooling("nextvlad").train(), pooling("nextvlad").train()
+    some = mask.any(1)
+    assert not some.all()
+    torch.testing.assert_close(together(states, mask)[some], alone(states[some], mask[some]), atol=1e-5, rtol=0)
+    for one, other in zip(together.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_and_none_goes_to_padding(kind: str) -> None:
     states, mask = make_states()
