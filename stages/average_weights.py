@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from framefold.data.videos import open_labeled, open_videos
+from framefold.data.manifest import NAME
+from framefold.data.videos import Videos, open_labeled
 from framefold.errors import command
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.splits import read_labeled
@@ -21,6 +22,7 @@ from framefold.inference.fold_models import (
     publish_folds,
     publish_model,
 )
+from framefold.inference.own_towers import open_videos_for, own_preprocess
 from framefold.inference.predictions import read_aligned
 from framefold.inference.processes import Processes
 from framefold.launch import on_several_processes
@@ -53,13 +55,17 @@ def main() -> None:
     inputs = [source, Path("data/folds.parquet"), Path("models/tokenizer")]
     inputs += [Path("data/tokens") / f"{split}.arrow" for split in ("labeled", "test")]
     inputs += [Path("data/features") / student.encoder / split for split in ("labeled", "test")]
+    root, example = Path(load_value("data.root")), source / str(folds[0])
+    inputs += [root / NAME] if own_preprocess(example) else []
     with Scratch(processes.item, stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])) as scratch:
         blocks = shared_folder(scratch, processes)
         names: list[Fold] = [*folds, *refits]
         sources, folders = ({name: folder / str(name) for name in names} for folder in (source, scratch.folder))
-        predictor = open_predictor(student, params.batch_size, scratch, blocks)
+        labeled, test = (open_videos_for(example, split, student.encoder, root) for split in ("labeled", "test"))
+        predictor = open_predictor(labeled, test, student, params.batch_size, scratch, blocks)
         choose = partial(predictor.greedy_soup if params.method == "greedy" else last_checkpoints, last=params.last)
-        processes.main_first("averages", lambda: average_folds(sources, folders, choose), scratch.guard)
+        average = partial(average_folds, sources, folders, choose, predictor.average)
+        processes.main_first("averages", average, scratch.guard)
         parts = [part for fold in folds for part in predictor.parts(fold, sources[fold], folders[fold])]
         parts += [predictor.refit_part(folders[name]) for name in refits]
         predictor.predict(parts, processes)
@@ -91,11 +97,11 @@ def publish(
         log.info(f"average_weights {arch} fold {fold}: {scores['swa']:.4f} (last checkpoint {scores['last']:.4f})")
 
 
-def open_predictor(student: StudentParams, batch_size: int, scratch: Scratch, blocks: Path) -> Predictor:
-    runtime = load_runtime()
+def open_predictor(
+    labeled: Videos, test: Videos, student: StudentParams, batch_size: int, scratch: Scratch, blocks: Path
+) -> Predictor:
+    runtime, folds = load_runtime(), open_labeled(labeled)
     runtime.prepare_cpu()
-    labeled = open_videos("labeled", student.encoder)
-    folds, test = open_labeled(labeled), open_videos("test", student.encoder)
     return Predictor(labeled, test, folds, student.inputs, batch_size, runtime.torch_device(), scratch.guard, blocks)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from framefold.data.folds import REFIT
+from framefold.data.folds import REFIT, Folds
+from framefold.data.manifest import NAME
 from framefold.data.pseudo_labels import ORIGIN, origin_of, read_teachers, teacher_of
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
-from framefold.errors import command
+from framefold.errors import UserError, command
 from framefold.launch import on_several_processes
 from framefold.models.registry import architecture, build_model, load_weights_into, save_config
 from framefold.models.weights import save_weights
@@ -60,20 +61,23 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
     }
     inputs = [FOLDS, CATEGORIES, source, *store_paths("labeled", student.encoder)]
     inputs += [round_.pseudo, *store_paths("unlabeled", student.encoder)] if params.pseudo.epochs else []
+    root, encoder = Path(load_value("data.root")), Path("models/clip") / student.encoder
+    inputs += [root / NAME, encoder] if params.vision.lr else []
     item, modules = round_.item(stage, arch, fold), [f"framefold.models.{arch}"]
     with Scratch(item, stage_fingerprint(stamp, inputs, modules)) as scratch:
-        videos = open_videos("labeled", student.encoder)
+        featured = open_videos("labeled", student.encoder)
+        videos = with_own_pixels(featured, params, root, encoder) if params.vision.lr else featured
         labeled = open_labeled(videos)
-        if fold == REFIT:
-            data = open_all(videos, labeled, student.inputs, params.batch_size)
-        else:
-            data = open_fold(videos, labeled, labeled.fold == fold, student.inputs, params.batch_size)
+        data = open_data(videos, labeled, fold, student, params)
         halves = fold_halves(data, labeled) if params.checkpoints.select == "top" else None
         seed_everything(seed)
         model = warm_student(arch, student, size, source, videos, len(data.categories))
         if params.pseudo.epochs:
             pool = open_labelled_pool(student, round_.pseudo, teacher, params.pseudo.labels)
-            learn_pseudo_labels(model, pool, data, params, seed=seed, precision=precision, scratch=scratch)
+            judged = open_data(featured, labeled, fold, student, params)
+            learn_pseudo_labels(model, pool, judged, params, seed=seed, precision=precision, scratch=scratch)
+        if params.vision.lr:  # after the first phase, which reads features
+            give_tower(model, encoder)
         result = train_classifier(
             model,
             data,
@@ -97,6 +101,33 @@ def labels_by(fold: int | str, round_: Round) -> int:
     All labelled videos have no such teacher, nor a fold that the others' labels could leak into: any will do.
     """
     return min(read_teachers(round_.pseudo)) if fold == REFIT else teacher_of(int(fold), round_.pseudo)
+
+
+def open_data(
+    videos: Videos, labeled: Folds, fold: int | str, student: StudentParams, params: FinetuneParams
+) -> FoldData:
+    if fold == REFIT:
+        return open_all(videos, labeled, student.inputs, params.batch_size)
+    return open_fold(videos, labeled, labeled.fold == fold, student.inputs, params.batch_size)
+
+
+def with_own_pixels(videos: Videos, params: FinetuneParams, root: Path, encoder: Path) -> Videos:
+    """The labelled videos with pixels in place of features, for a student that trains its tower."""
+    from framefold.data.images import Preprocess, read_encoder_config
+    from framefold.data.pixels import with_pixels
+
+    content = read_encoder_config(encoder)["preprocess"]
+    if content is None:
+        raise UserError(f"{encoder}: the data brings features, there is no tower; set finetune.vision.lr to 0")
+    return with_pixels(videos, root, "labeled", Preprocess.from_json(content), params.vision.min_crop)
+
+
+def give_tower(model: Any, encoder: Path) -> None:
+    """A copy of the students' encoder, to be trained. Imports open_clip or timm, which takes seconds."""
+    from framefold.models.end_to_end import attach_tower
+    from framefold.models.vision import load_encoder
+
+    attach_tower(model, load_encoder(encoder))
 
 
 def warm_student(arch: str, student: StudentParams, size: Any, source: Path, videos: Videos, n_classes: int) -> Any:

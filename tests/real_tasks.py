@@ -35,6 +35,7 @@ WEIGHTS = {  # every objective that the architecture can have
     "dual_stream": ObjectiveWeights(mlm=0.5, mfm=0.4, itm=0.3, itc=0.6, distillation=2.0),
 }
 NAMES = ["classify single_stream", "classify dual_stream", "pretrain single_stream", "pretrain dual_stream", "adapt"]
+NAMES += ["classify dual_stream nextvlad", "pretrain single_stream nextvlad"]  # these compare frames of a whole batch
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def real_task(
 ) -> Real:
     """One of NAMES; batches of `batch_size`, or cut by `tokens`."""
     torch.manual_seed(0)
-    kind, _, arch = name.partition(" ")
+    kind, arch, pooling = (*name.split(), "", "")[:3]
     rates = {"head": 1e-3, "text": 1e-3, "vision": 1e-3}
     cut = {"batch_size": batch_size, "seed": 0, "batch_tokens": tokens}
     if kind == "adapt":
@@ -59,10 +60,10 @@ def real_task(
         data, labels = open_videos("labeled", "small"), open_labeled().label
         samples = data.dataset(np.arange(videos), load(StudentParams).inputs, labels=labels)
         fgm = AdversarialParams(method="fgm", epsilon=0.5, alpha=0.3, steps=3)
-        task = ClassificationTask(build(arch, dropout)[0], 0.1)
+        task = ClassificationTask(build(arch, dropout, pooling)[0], 0.1)
         return Real(task, lambda epoch: EpochBatches(samples, **cut, epoch=epoch), rates, fgm)
     params = load(PretrainParams)
-    model = PretrainingModel(*build(arch, dropout), WEIGHTS[arch], params)
+    model = PretrainingModel(*build(arch, dropout, pooling), WEIGHTS[arch], params)
     masking = Masking(params.masking, SpecialTokens(**SPECIAL, size=VOCAB))
     paired = MismatchedVideos(pool(videos), params.mismatched)
     return Real(
@@ -70,12 +71,15 @@ def real_task(
     )
 
 
-def build(arch: str, dropout: float) -> Any:
-    """The architecture of params.yaml with its masked language model head."""
+def build(arch: str, dropout: float, pooling: str) -> Any:
+    """The architecture of params.yaml with its masked language model head; `pooling`: of frames, if not their mean."""
     text = load(StudentParams).text
     assert text.sizes is not None
     text = TextModelParams(folder=None, sha256=None, sizes=text.sizes.model_copy(update={"dropout": dropout}))
-    size = load(architecture(arch).Params, f"models.{arch}").model_copy(update={"dropout": dropout})
+    size = load(architecture(arch).Params, f"models.{arch}")
+    size = size.model_copy(
+        update={"dropout": dropout, "pooling": size.pooling.model_copy(update={"frames": pooling or "mean"})}
+    )
     return build_with_mlm_head(arch, text, size, VOCAB, DIM, len(CATEGORIES))
 
 

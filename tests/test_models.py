@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from head_params import arch_params
 from torch import Tensor, nn
 
 from framefold.errors import UserError
@@ -15,7 +16,7 @@ from framefold.models.heads import ContrastHead, ItmHead, MfmHead, masked_mean
 from framefold.models.initialization import from_fan_in
 from framefold.models.registry import architecture, build_model, load_model, load_weights_into, save_model
 from framefold.models.text import load_text_encoder
-from framefold.params.models import DualStreamParams, SingleStreamParams, TextModelParams, TextSizes
+from framefold.params.models import TextModelParams, TextSizes
 from framefold.storage import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +29,9 @@ def build(arch: str, dropout: float = 0.1, hidden: int = 32, layers: int = 2) ->
     sizes = TextSizes(
         layers=layers, hidden=hidden, heads=4, intermediate=64, max_positions=24, dropout=dropout, topics=False
     )
-    params = {
-        "single_stream": SingleStreamParams(head_hidden=16, dropout=dropout),
-        "dual_stream": DualStreamParams(layers=3, heads=4, head_hidden=16, dropout=dropout),
-    }
     torch.manual_seed(0)
     text = TextModelParams(folder=None, sha256=None, sizes=sizes)
-    model = build_model(arch, text, params[arch], VOCAB, DIM, CLASSES)
+    model = build_model(arch, text, arch_params(arch, hidden=16, dropout=dropout), VOCAB, DIM, CLASSES)
     for parameter in model.parameters():  # large weights, so that every input shows in the logits
         parameter.data += 0.2 * torch.randn_like(parameter)
     return model.eval()
@@ -221,12 +218,8 @@ def test_model_of_any_size_builds_on_the_meta_device(arch: str) -> None:
         sizes = TextSizes(
             layers=12, hidden=768, heads=12, intermediate=3072, max_positions=512, dropout=0.1, topics=False
         )
-        params = {
-            "single_stream": SingleStreamParams(head_hidden=768, dropout=0.1),
-            "dual_stream": DualStreamParams(layers=3, heads=12, head_hidden=768, dropout=0.1),
-        }
         text = TextModelParams(folder=None, sha256=None, sizes=sizes)
-        built = build_model(arch, text, params[arch], 21128, 512, 200)
+        built = build_model(arch, text, arch_params(arch, hidden=768, dropout=0.1), 21128, 512, 200)
     assert sum(parameter.numel() for parameter in built.parameters()) > 100_000_000
 
 

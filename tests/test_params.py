@@ -16,6 +16,11 @@ from framefold.params.finetune import FinetuneParams
 from framefold.params.validation import GROUPS, RunParams, validate_all
 
 ROOT = Path(__file__).resolve().parents[1]
+NEXTVLAD = {
+    "text": "mean",
+    "frames": "nextvlad",
+    "nextvlad": {"clusters": 4, "groups": 5, "expansion": 2, "output": 8},
+}
 
 
 @pytest.fixture
@@ -108,6 +113,10 @@ def test_words_where_numbers_belong_are_refused(params):
         ("student.inputs.asr", 40, "max_positions"),
         ("student.text.sizes.heads", 3, "not divisible"),
         ("models.dual_stream.heads", 3, "not divisible"),
+        ("models.dual_stream.pooling.frames", "median", "pooling.frames"),
+        ("models.single_stream.pooling", NEXTVLAD, "models.single_stream.pooling.nextvlad: 256"),
+        ("teacher.model.pooling", NEXTVLAD, "teacher.model.pooling.nextvlad: 384"),
+        ("finetune.vision.min_crop", 0, "finetune.vision.min_crop"),
         ("average_weights.last", 4, "finetune.checkpoints.keep"),
         ("full_data", ["half"], "full_data"),
         ("full_data", ["all", "all"], "full_data"),

@@ -17,12 +17,17 @@ import torch
 from real_tasks import NAMES, real_task, train_real
 from stores import make_project
 
+from framefold.models import normalization
 from framefold.params.training import OptimizationParams
 from framefold.training import loop, sharing
 
 PARAMS = OptimizationParams(epochs=1, batch_size=7, weight_decay=0.01, warmup=0.2, max_grad_norm=1.0, ema_decay=0.9)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-DUAL = "pretrain dual_stream"
+NORMALISED = {
+    "rtol": 1e-3,
+    "atol": 3e-4,
+}  # after the first step: statistics of 7 videos magnify what steps are rounded by
+DUAL, NEXTVLAD = "pretrain dual_stream", "classify dual_stream nextvlad"
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
 pytestmark = pytest.mark.medium
 
@@ -57,8 +62,24 @@ def own_part(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
     return gradient.chunk(2)[torch.distributed.get_rank()], None
 
 
-DEFECTS = {"counts": (sharing.Share, "totals", local_counts), "gradients": (sharing._Gather, "backward", own_part)}
-CASES = [*((name, None, "") for name in NAMES), (DUAL, 400, ""), *((DUAL, None, defect) for defect in DEFECTS)]
+def local_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The planted defect: statistics of a process's own frames."""
+    return tensor
+
+
+def own_gradient(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    """The planted defect: what other processes want of the statistics is lost."""
+    return gradient
+
+
+DEFECTS = {
+    "counts": (DUAL, sharing.Share, "totals", local_counts),
+    "gradients": (DUAL, sharing._Gather, "backward", staticmethod(own_part)),
+    "statistics": (NEXTVLAD, normalization, "over_processes", local_sum),
+    "gradients of statistics": (NEXTVLAD, normalization._SumOverProcesses, "backward", staticmethod(own_gradient)),
+}
+CASES = [*((name, None, "") for name in NAMES), (DUAL, 400, "")]
+CASES += [(name, None, defect) for defect, (name, *_) in DEFECTS.items()]
 
 
 def main() -> None:
@@ -67,17 +88,17 @@ def main() -> None:
     for name, tokens, defect in CASES:
         with pytest.MonkeyPatch.context() as patch:
             if defect:
-                owner, attribute, planted = DEFECTS[defect]
-                patch.setattr(owner, attribute, staticmethod(planted) if defect == "gradients" else planted)
+                patch.setattr(*DEFECTS[defect][1:])
             results[f"{name} {tokens} {defect}"] = run(name, tokens)
     if os.environ["RANK"] == "0":
         torch.save(results, "two.pt")
 
 
-def compare(found: Result, expected: Result) -> None:
+def compare(found: Result, expected: Result, later: dict[str, float] = TOLERANCE) -> None:
+    """later: tolerance of gradients after the first step."""
     assert len(found["gradients"]) == len(expected["gradients"]) >= 3
-    for one, other in zip(found["gradients"], expected["gradients"], strict=True):
-        torch.testing.assert_close(one, other, **TOLERANCE)
+    for step, (one, other) in enumerate(zip(found["gradients"], expected["gradients"], strict=True)):
+        torch.testing.assert_close(one, other, **(later if step else TOLERANCE))
     for row, other in zip(found["history"], expected["history"], strict=True):
         assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
 
@@ -99,13 +120,15 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Res
 @pytest.mark.parametrize(("name", "tokens"), [(name, tokens) for name, tokens, defect in CASES if not defect])
 def test_two_processes_give_one_process(together: dict[str, Result], name: str, tokens: int | None) -> None:
     """Gradients, losses and accuracies of every step; every task and objective, and batches cut by a token budget."""
-    compare(together[f"{name} {tokens} "], run(name, tokens))
+    later = NORMALISED if name.endswith("nextvlad") else TOLERANCE
+    compare(together[f"{name} {tokens} "], run(name, tokens), later)
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_what_is_not_shared_is_caught(together: dict[str, Result], defect: str) -> None:
+    name = DEFECTS[defect][0]
     with pytest.raises(AssertionError):
-        compare(together[f"{DUAL} None {defect}"], run(DUAL, None))
+        compare(together[f"{name} None {defect}"], run(name, None), NORMALISED)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from head_params import head_params
 from memory import peak_memory
 
 from framefold.storage import read_json, write_json
@@ -53,7 +54,8 @@ def bundle(tmp_path) -> Path:
     sizes = TextSizes(layers=1, hidden=16, heads=2, intermediate=32, max_positions=64, dropout=0.0, topics=False)
     text = TextModelParams(folder=None, sha256=None, sizes=sizes)
     vocabulary = read_json(folder / "tokenizer/config.json")["size"]
-    model = build_model(arch, text, SingleStreamParams(head_hidden=16, dropout=0.0), vocabulary, DIM, 4)
+    params = SingleStreamParams(**head_params(hidden=16, dropout=0.0))
+    model = build_model(arch, text, params, vocabulary, DIM, 4)
     save_model(folder / "members" / arch / "0", model)
     return folder
 

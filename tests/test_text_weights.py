@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from head_params import head_params
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -98,7 +99,7 @@ def test_folder_serves_vocabulary_and_model(tmp_path: Path, published: State) ->
     params = write_folder(tmp_path, published)
     text = TextParams(vocab=str(tmp_path), vocab_size=100, max_tokens=8, max_unknown=0.1)
     tokenizer = train_or_load(text, list)
-    arch_params = SingleStreamParams(head_hidden=8, dropout=0.0)
+    arch_params = SingleStreamParams(**head_params(hidden=8, dropout=0.0))
     model, head = build_with_mlm_head("single_stream", params, arch_params, tokenizer.special.size, 6, 3)
     assert torch.equal(model.word_embeddings.weight, published["bert.embeddings.word_embeddings.weight"])
     assert torch.equal(head.transform.dense.weight, published["cls.predictions.transform.dense.weight"])

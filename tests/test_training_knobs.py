@@ -71,10 +71,23 @@ def test_checkpointing_keeps_less(project: Path, monkeypatch: pytest.MonkeyPatch
     assert with_knob < 0.8 * kept_bytes(name)
 
 
+def test_batch_statistics_are_of_the_whole_batch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """micro_batch splits no batch that is normalised as one, as it does others."""
+    expected, sizes = trained("classify dual_stream nextvlad", dropout=0.0), []
+    monkeypatch.setenv("FRAMEFOLD_MICRO_BATCH", "3")
+    found = trained("classify dual_stream nextvlad", dropout=0.0)
+    for key, tensor in found.ema.state_dict().items():
+        assert torch.equal(tensor, expected.ema.state_dict()[key]), key
+    monkeypatch.setattr("framefold.training.loop.split", lambda batch, size: sizes.append(size) or [batch])
+    trained("classify dual_stream nextvlad", dropout=0.0)
+    trained("classify dual_stream", dropout=0.0)
+    assert set(sizes) == {0, 3}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("checkpointing", ["0", "1"])
-@pytest.mark.parametrize("name", ["classify single_stream", "pretrain dual_stream"])
+@pytest.mark.parametrize("name", ["classify single_stream", "classify dual_stream nextvlad", "pretrain dual_stream"])
 def test_compiled_equals_eager(project: Path, monkeypatch: pytest.MonkeyPatch, name: str, checkpointing: str) -> None:
     """Losses with dropout to rounding, in batches of several shapes; weights keep their names."""
     expected = trained(name, dropout=0.1, tokens=300)
@@ -83,5 +96,6 @@ def test_compiled_equals_eager(project: Path, monkeypatch: pytest.MonkeyPatch, n
     found = trained(name, dropout=0.1, tokens=300)
     assert list(found.model.state_dict()) == list(expected.model.state_dict())
     assert len(found.history) >= 6
-    for row, other in zip(found.history, expected.history, strict=True):
-        assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
+    for number, (row, other) in enumerate(zip(found.history, expected.history, strict=True)):
+        magnified = number and name.endswith("nextvlad")  # what steps are rounded by, by statistics of a few videos
+        assert row == pytest.approx(other, rel=1e-2 if magnified else 1e-3, abs=1e-4)

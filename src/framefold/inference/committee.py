@@ -77,5 +77,10 @@ def students(folder: Path, archs: Sequence[str], labeled: Folds, encoder: str, i
     if any(own != folds[0] for own in folds):
         raise UserError(f"{folder}: architectures have other folds, {folds}; rebuild them with `dvc repro`")
     members = {fold: [folder / arch / str(fold) for arch in archs] for fold in folds[0]}
+    if any(read_json(member / "config.json")["vision"] for member in members[folds[0][0]]):
+        raise UserError(
+            f"{folder}: students with vision towers of their own do not label; set finetune.vision.lr to 0 or name "
+            "other teachers"
+        )
     n_folds = int(labeled.fold.max()) + 1
     return Committee(folder, n_folds, members, "validation.parquet", encoder, inputs)

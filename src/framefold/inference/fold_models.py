@@ -5,21 +5,28 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from framefold.data.batches import EpochBatches
 from framefold.data.folds import HOLDOUT, REFIT, Folds
 from framefold.data.pseudo_labels import ORIGIN
-from framefold.data.videos import Videos, read_categories
+from framefold.data.videos import Videos, fold_rows, read_categories
+from framefold.inference.batch_statistics import recompute_statistics
 from framefold.inference.blocks import BlockFolder
 from framefold.inference.greedy_soup import FoldVideos, choose_soup, soup_labels
 from framefold.inference.predict import block_logits
 from framefold.inference.predictions import mean_logits, read_predictions, write_predictions
 from framefold.inference.processes import Processes, SharedProgress
 from framefold.inference.weight_averaging import averaged_model, kept_checkpoints
-from framefold.models.registry import load_model, save_model
+from framefold.models.backbone import Batch
+from framefold.models.end_to_end import load_student
+from framefold.models.normalization import has_batch_statistics
+from framefold.models.registry import save_model
 from framefold.params.models import InputParams
 from framefold.storage import read_json, sha256_of, write_json
 
@@ -36,8 +43,16 @@ Fold = int | str  # or REFIT
 Choose = Callable[[Fold, Path], tuple[Sequence[str], Mapping[str, float]]]  # names of checkpoints, what choosing gains
 
 
-def average_folds(sources: Mapping[Fold, Path], folders: Mapping[Fold, Path], choose: Choose) -> None:
-    """Average the chosen checkpoints of every fold into its folder; an average that is there and whole is kept."""
+def average_folds(
+    sources: Mapping[Fold, Path],
+    folders: Mapping[Fold, Path],
+    choose: Choose,
+    average: Callable[[Fold, Path, Sequence[str]], nn.Module],
+) -> None:
+    """Average the chosen checkpoints of every fold into its folder; an average that is there and whole is kept.
+
+    average: `Predictor.average`.
+    """
     for fold, source in sources.items():
         target = folders[fold]
         if not is_averaged(target):
@@ -45,7 +60,7 @@ def average_folds(sources: Mapping[Fold, Path], folders: Mapping[Fold, Path], ch
             for name in COPIED:
                 shutil.copyfile(source / name, target / name)
             names, gains = choose(fold, source)
-            save_model(target, averaged_model(source, names))
+            save_model(target, average(fold, source, names))
             write_json(target / SELECTION, gains)
             write_json(target / AVERAGED, {"sha256": sha256_of(target / WEIGHTS)})
 
@@ -96,6 +111,26 @@ class Predictor:
     pause: Callable[[], None]
     blocks: Path
 
+    def average(self, fold: Fold, source: Path, names: Sequence[str]) -> nn.Module:
+        """The mean of the named checkpoints in `source`, ready to predict.
+
+        Statistics of batch normalisation are those of the mean itself, on the videos that trained the fold.
+        """
+        model = averaged_model(source, names)
+        if has_batch_statistics(model):
+            model.to(self.device)
+            recompute_statistics(model, lambda: self.training_batches(fold))
+        return model
+
+    def training_batches(self, fold: Fold) -> Iterator[Batch]:
+        """The videos that train a fold, on the device, with frames as in evaluation."""
+        rows = np.arange(len(self.folds)) if fold == REFIT else fold_rows(self.folds, self.folds.fold == fold)[0]
+        dataset = self.labeled.dataset(rows, self.inputs)
+        batches = EpochBatches(dataset, self.batch_size, seed=0, epoch=0, shuffle=False)
+        for batch in (batches[number] for number in range(len(batches))):
+            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
+            self.pause()
+
     def parts(self, fold: int, source: Path, target: Path) -> Iterator[Part]:
         """All predictions of a fold: checkpoints in `source`, the average in `target`."""
         validation, holdout = (np.flatnonzero(self.folds.fold == value) for value in (fold, HOLDOUT))
@@ -117,7 +152,8 @@ class Predictor:
         rows = np.flatnonzero(self.folds.fold == fold)
         dataset = self.labeled.dataset(rows, self.inputs)
         videos = FoldVideos(self.folds.label[rows], self.folds.group[rows], read_categories())
-        predict = soup_labels(source, dataset, self.batch_size, self.device, self.pause)
+        mean = partial(self.average, fold, source)
+        predict = soup_labels(mean, dataset, self.batch_size, self.device, self.pause)
         return choose_soup(names, predict, videos)
 
     def part(self, fold: Fold, name: str, model: tuple[Path, str], videos: Videos, rows: np.ndarray) -> Part:
@@ -139,7 +175,7 @@ class Predictor:
         for place, number in processes.deal("blocks", missing):
             part = parts[place]
             if current is None or part.model != current.model:
-                model = load_model(*part.model).to(self.device)
+                model = load_student(*part.model).to(self.device)
             if part is not current:
                 current, dataset = part, part.videos.dataset(part.rows, self.inputs)
             rows = part.blocks.rows_of(number)

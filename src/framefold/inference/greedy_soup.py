@@ -6,16 +6,15 @@ on the other; halves are smaller than the fold, so that estimate leans to the ca
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from framefold.data.batches import VideoDataset
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.cross_fitting import cross_fitted_labels, deal_parts
 from framefold.inference.predict import predict_logits
-from framefold.inference.weight_averaging import averaged_model
 
 Soup = tuple[str, ...]  # names of checkpoints, oldest first
 SEED = 0  # of the halves
@@ -70,15 +69,19 @@ def choose_soup(
 
 
 def soup_labels(
-    folder: Path, dataset: VideoDataset, batch_size: int, device: torch.device, pause: Callable[[], None]
+    mean: Callable[[Soup], nn.Module],
+    dataset: VideoDataset,
+    batch_size: int,
+    device: torch.device,
+    pause: Callable[[], None],
 ) -> Callable[[Soup], np.ndarray]:
-    """`predict` of `choose_soup` for the checkpoints in `folder`; every soup is predicted once."""
+    """`predict` of `choose_soup`; mean(soup) is the model of a soup, each of which is predicted once."""
     known: dict[Soup, np.ndarray] = {}
 
     def predict(soup: Soup) -> np.ndarray:
         if soup not in known:
             pause()
-            logits = predict_logits(averaged_model(folder, soup), dataset, batch_size, device)
+            logits = predict_logits(mean(soup), dataset, batch_size, device)
             known[soup] = logits.argmax(axis=1)
         return known[soup]
 

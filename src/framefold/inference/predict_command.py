@@ -29,6 +29,7 @@ import torch
 from framefold.data.batches import VideoDataset
 from framefold.data.extraction import Shard, iterate_shards, open_source
 from framefold.data.manifest import SplitManifest, layout_of, write_manifest
+from framefold.data.pixels import FramePixels, PixelDataset
 from framefold.data.tokenization import write_tokens
 from framefold.data.tokenizer import Tokenizer
 from framefold.data.tokens import TokenStore
@@ -36,11 +37,12 @@ from framefold.errors import UserError
 from framefold.inference.block_stores import HeldFeatures, feature_blocks, text_blocks
 from framefold.inference.bundle import Bundle, encoder_folder, member_folder, read_bundle
 from framefold.inference.overlap import Ahead, InTurn, has_room_ahead
+from framefold.inference.own_towers import WHOLE, own_preprocess
 from framefold.inference.predict import BLOCK, block_logits
 from framefold.inference.predictions import mean_logits
 from framefold.inference.raw_videos import Intake, take_in
 from framefold.inference.submission import write_submission
-from framefold.models.registry import load_model
+from framefold.models.end_to_end import load_student
 from framefold.progress import Progress
 from framefold.runtime import load_runtime
 
@@ -109,7 +111,7 @@ def label_videos(root: Path, samples: Path, bundle: Path, settings: Bundle, tota
     progress, encoding = Progress("predict", total, "videos"), Encoding(root, samples, bundle, settings)
     labels: dict[str, int] = {}
     with encoded(encoding) as shards:
-        students = load_students(bundle, settings)  # while the first shard is on its way
+        students = load_students(bundle, settings, root)  # while the first shard is on its way
         for frames, text in zip(feature_blocks(shards, BLOCK), text_blocks(samples, BLOCK), strict=True):
             found = students.label(frames, text, samples.with_name("tokens.arrow"))
             labels |= zip(text["id"].to_pylist(), found.tolist(), strict=True)
@@ -168,6 +170,7 @@ class Students:
     tokenizer: Tokenizer
     settings: Bundle
     device: torch.device
+    pixels: FramePixels | None  # for members that encode frames themselves; features then only count them
 
     def label(self, frames: HeldFeatures, text: pa.RecordBatch, tokens: Path) -> np.ndarray:
         """(B,) labels of a block of videos; `tokens` is a file to put its token store in."""
@@ -181,7 +184,8 @@ class Students:
         tokens.unlink(missing_ok=True)  # that of the block before, which may still be mapped
         write_tokens(self.tokenizer, [text], tokens, self.settings.max_tokens)
         store, rows = TokenStore(tokens), np.arange(text.num_rows)
-        return VideoDataset(store, frames, rows, self.settings.inputs, None, None, self.tokenizer.special)
+        stores = store, frames, rows, self.settings.inputs, None, None, self.tokenizer.special
+        return VideoDataset(*stores) if self.pixels is None else PixelDataset(self.pixels, *stores)
 
     def logits(self, dataset: VideoDataset) -> list[np.ndarray]:
         """(B, C) of every member."""
@@ -189,14 +193,22 @@ class Students:
         return block_logits(list(self.members.values()), dataset, positions, batch_size, self.device, "fp32")
 
 
-def load_students(bundle: Path, settings: Bundle) -> Students:
-    device = load_runtime().torch_device()
+def load_students(bundle: Path, settings: Bundle, root: Path) -> Students:
+    device, pixels = load_runtime().torch_device(), own_pixels(bundle, settings, root)
     members: dict[tuple[str, int | str], Any] = {
-        (arch, fold): load_model(member_folder(bundle, arch, fold)).to(device)
+        (arch, fold): load_student(member_folder(bundle, arch, fold)).to(device)
         for arch in settings.archs
         for fold in settings.folds
     }
-    return Students(members, Tokenizer.load(bundle / "tokenizer"), settings, device)
+    return Students(members, Tokenizer.load(bundle / "tokenizer"), settings, device, pixels)
+
+
+def own_pixels(bundle: Path, settings: Bundle, root: Path) -> FramePixels | None:
+    """The frames below `root` for members with vision towers of their own: they are finetuned alike, all or none."""
+    preprocess = own_preprocess(member_folder(bundle, settings.archs[0], settings.folds[0]))
+    if preprocess is None:
+        return None
+    return FramePixels(root, "test", preprocess, settings.max_frames, WHOLE)
 
 
 def report(intake: Intake, out: Path, seconds: float) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from framefold.errors import UserError
-from framefold.models.registry import load_model
+from framefold.models.end_to_end import load_student
 from framefold.models.weights import read_state_dict
 from framefold.training.averaging import average_checkpoints
 
@@ -25,5 +25,5 @@ def kept_checkpoints(folder: Path | str) -> list[str]:
 
 def averaged_model(folder: Path | str, names: Sequence[str]) -> nn.Module:
     """The equal mean of the named checkpoints in `folder`, in evaluation mode."""
-    model = load_model(folder, names[0])
+    model = load_student(folder, names[0])
     return average_checkpoints(model, (read_state_dict(Path(folder) / name) for name in names)).eval()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -27,17 +28,30 @@ class Encoded:
 class FrameProjection(nn.Module):
     """Frame features (B, F, D) to the text model's width (B, F, H), whatever the encoder's scale.
 
-    Features are standardised per frame. A frame of zeros (masked) stays zero, so the bias stands for "masked".
+    Features are standardised per frame. A frame of zeros (masked) stays zero, so the bias stands for "masked". With a
+    `tower` (models/end_to_end.py) frames are pixels (B, F, S, S, 3), of which it makes the features.
     """
+
+    tower: nn.Module | None
 
     def __init__(self, feature_dim: int, hidden: int):
         super().__init__()
+        self.tower = None
         self.norm = nn.LayerNorm(feature_dim, elementwise_affine=False)
         self.dense = nn.Linear(feature_dim, hidden)
         self.apply(from_fan_in)
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
+        if self.tower is not None:
+            frames = self.tower(frames)
         return self.dense(self.norm(frames.masked_fill(~frame_mask.unsqueeze(-1), 0.0)))  # padding may hold anything
+
+
+def role_of(name: str) -> Literal["text", "vision", "head"]:
+    """Learning-rate role of the parameter `name` of an architecture."""
+    if name.startswith("frame_projection.tower."):
+        return "vision"
+    return "text" if name.startswith("text.") else "head"
 
 
 def check_token_types(text: BertEncoder, where: str) -> None:

@@ -6,7 +6,7 @@ from scratch, so they are pre-norm, which trains without a long warm-up. A learn
 video without frames still reads its text through it.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from framefold.errors import UserError
 from framefold.models.attention import attend
-from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types
+from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types, role_of
 from framefold.models.bert import BertEncoder, initializer_std
 from framefold.models.heads import ClassificationHead, masked_mean
 from framefold.models.initialization import from_fan_in
+from framefold.models.pooling import frame_pooling, text_pooling
 from framefold.models.recomputation import Layers
 from framefold.params.models import DualStreamParams
 
@@ -70,7 +71,6 @@ class DualStream(nn.Module):
             )
         self.params, self.feature_dim, self.n_classes = params, feature_dim, n_classes
         self.hidden_size = hidden = text.config.hidden_size
-        self.pooled_size = 3 * hidden
         self.frame_projection = FrameProjection(feature_dim, hidden)
         self.query = nn.Parameter(torch.empty(hidden))
         self.fusion = Layers(FusionLayer(hidden, params.heads, params.dropout) for _ in range(params.layers))
@@ -78,15 +78,20 @@ class DualStream(nn.Module):
         self.apply(from_fan_in)
         nn.init.normal_(self.query, std=initializer_std(hidden))
         self.text = text
-        self.head = ClassificationHead(self.pooled_size, params.head_hidden, n_classes, params.dropout)
+        self.text_pooling = text_pooling(params.pooling, hidden)
+        self.frame_pooling = frame_pooling(params.pooling, hidden)
+        self.pooled_size = self.text_pooling.size + self.frame_pooling.size + hidden
+        self.head = ClassificationHead(
+            self.pooled_size, params.head_hidden, n_classes, params.dropout, params.dropout_samples
+        )
 
     @property
     def word_embeddings(self) -> nn.Embedding:
         return self.text.embeddings.word_embeddings
 
-    def role_of(self, name: str) -> Literal["text", "head"]:
+    def role_of(self, name: str) -> str:
         """Learning-rate role of the parameter `name`."""
-        return "text" if name.startswith("text.") else "head"
+        return role_of(name)
 
     def encode_text(self, batch: Batch, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Text states (B, T, H) and mask (B, T), before any fusion."""
@@ -111,8 +116,8 @@ class DualStream(nn.Module):
         frames = self.fused_norm(frames)
         query, frames, frame_mask = frames[:, 0], frames[:, 1:], frame_mask[:, 1:]
         # the query apart: in the frames' mean it would weigh as much as the only frame of a video
-        means = [masked_mean(text, text_mask), masked_mean(frames, frame_mask)]
-        return Encoded(text, text_mask, frames, frame_mask, torch.cat([*means, query.float()], dim=-1))
+        pooled = [self.text_pooling(text, text_mask), self.frame_pooling(frames, frame_mask), query.float()]
+        return Encoded(text, text_mask, frames, frame_mask, torch.cat(pooled, dim=-1))
 
     def unimodal(self, text: Tensor, text_mask: Tensor, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
         """One vector (B, H) per modality before fusion, for contrast; a video without frames gets zeros."""

@@ -25,16 +25,24 @@ def at_positions(states: Tensor, positions: Tensor) -> Tensor:
 
 
 class ClassificationHead(nn.Module):
-    """Pooled states (B, P) to float32 logits (B, C)."""
+    """Pooled states (B, P) to float32 logits (B, C).
 
-    def __init__(self, inputs: int, hidden: int, n_classes: int, dropout: float):
+    Multi-sample dropout (Inoue 2019): in training the mean of the logits under `dropout_samples` dropout masks.
+    """
+
+    def __init__(self, inputs: int, hidden: int, n_classes: int, dropout: float, dropout_samples: int):
         super().__init__()
         self.dense = nn.Linear(inputs, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.samples = nn.Dropout(dropout), dropout_samples
         self.out = nn.Linear(hidden, n_classes)
         self.apply(from_fan_in)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        if not self.training or self.samples == 1:
+            return self._logits(pooled)
+        return self._logits(pooled.expand(self.samples, -1, -1)).mean(0)
+
+    def _logits(self, pooled: Tensor) -> Tensor:
         return self.out(self.dropout(F.gelu(self.dense(self.dropout(pooled))))).float()
 
 

@@ -5,6 +5,7 @@ is imported when asked for, so that a stage that trains one depends on that file
 """
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def config_of(model: Any) -> dict[str, Any]:
         "arch": type(model).__module__.rpartition(".")[2],
         "text": model.text.config.to_dict(),
         "params": model.params.model_dump(),
+        "vision": tower.to_json() if (tower := model.frame_projection.tower) is not None else None,
         "feature_dim": model.feature_dim,
         "n_classes": model.n_classes,
     }
@@ -75,8 +77,18 @@ def save_model(folder: Path | str, model: nn.Module) -> None:
     save_config(folder, model)
 
 
-def load_model(folder: Path | str, weights: str = WEIGHTS) -> Any:
-    """Rebuild a saved model from its folder alone, in evaluation mode; `weights` names another file of the folder."""
+def as_built(model: nn.Module, content: dict[str, Any]) -> None:
+    """Nothing to add to an architecture."""
+
+
+def load_model(
+    folder: Path | str, weights: str = WEIGHTS, extend: Callable[[nn.Module, dict[str, Any]], None] = as_built
+) -> Any:
+    """Rebuild a saved model from its folder alone, in evaluation mode; `weights` names another file of the folder.
+
+    extend(model, config.json): adds to the model what its weights need besides the architecture. A student with a
+    vision tower of its own is loaded by `end_to_end.load_student`.
+    """
     path = Path(folder) / CONFIG
     content = read_json(path)
     try:
@@ -85,6 +97,7 @@ def load_model(folder: Path | str, weights: str = WEIGHTS) -> Any:
         with torch.device("meta"):
             text = BertEncoder(BertConfig.from_dict(content["text"], str(path)))
             model = cls(text, params, content["feature_dim"], content["n_classes"])
+        extend(model, content)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not a saved model ({error!r}); rebuild it with `dvc repro`") from None
     load_strict(model, read_state_dict(Path(folder) / weights), str(Path(folder) / weights))

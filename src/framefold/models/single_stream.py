@@ -5,14 +5,15 @@ their own, so that a pretrained text encoder mixes both modalities in every laye
 single-stream models of the WeChat Big Data Challenge 2022).
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types
+from framefold.models.backbone import FRAME_TYPE, Batch, Encoded, FrameProjection, check_token_types, role_of
 from framefold.models.bert import BertEncoder
-from framefold.models.heads import ClassificationHead, masked_mean
+from framefold.models.heads import ClassificationHead
+from framefold.models.pooling import frame_pooling, text_pooling
 from framefold.params.models import SingleStreamParams
 
 
@@ -24,18 +25,22 @@ class SingleStream(nn.Module):
         check_token_types(text, "single_stream")
         self.params, self.feature_dim, self.n_classes = params, feature_dim, n_classes
         self.hidden_size = text.config.hidden_size
-        self.pooled_size = 2 * self.hidden_size
         self.text = text
         self.frame_projection = FrameProjection(feature_dim, self.hidden_size)
-        self.head = ClassificationHead(self.pooled_size, params.head_hidden, n_classes, params.dropout)
+        self.text_pooling = text_pooling(params.pooling, self.hidden_size)
+        self.frame_pooling = frame_pooling(params.pooling, self.hidden_size)
+        self.pooled_size = self.text_pooling.size + self.frame_pooling.size
+        self.head = ClassificationHead(
+            self.pooled_size, params.head_hidden, n_classes, params.dropout, params.dropout_samples
+        )
 
     @property
     def word_embeddings(self) -> nn.Embedding:
         return self.text.embeddings.word_embeddings
 
-    def role_of(self, name: str) -> Literal["text", "head"]:
+    def role_of(self, name: str) -> str:
         """Learning-rate role of the parameter `name`."""
-        return "text" if name.startswith("text.") else "head"
+        return role_of(name)
 
     def encode(
         self,
@@ -53,7 +58,7 @@ class SingleStream(nn.Module):
         mask = torch.cat([text_mask, frame_mask], dim=1)  # (B, T + F)
         hidden = self.text.encode(torch.cat(embedded, dim=1), mask)  # (B, T + F, H)
         text, frames = hidden[:, :length], hidden[:, length:]
-        pooled = torch.cat([masked_mean(text, text_mask), masked_mean(frames, frame_mask)], dim=-1)
+        pooled = torch.cat([self.text_pooling(text, text_mask), self.frame_pooling(frames, frame_mask)], dim=-1)
         return Encoded(text, text_mask, frames, frame_mask, pooled)
 
     def embed_frames(self, frames: Tensor, frame_mask: Tensor) -> Tensor:

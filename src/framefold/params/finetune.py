@@ -25,9 +25,17 @@ class PseudoPhaseParams(Group):
     labels: LabelParams  # `balance` resamples
 
 
+class VisionParams(Group):
+    """End-to-end training of the students' vision tower."""
+
+    lr: float = Field(ge=0)  # peak learning rate; 0: no tower in the student, features from the store
+    min_crop: float = Field(gt=0, le=1)  # in training: area of a random crop, as a share of the largest square
+
+
 class FinetuneParams(TrainingParams):
     key: ClassVar[str] = "finetune"
     label_smoothing: float = Field(ge=0, lt=1)
     adversarial: AdversarialParams
     checkpoints: CheckpointParams
     pseudo: PseudoPhaseParams
+    vision: VisionParams

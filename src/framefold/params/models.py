@@ -1,6 +1,6 @@
 """`student`, `models.<arch>`: what a model reads and how large it is. `teacher` uses the same blocks."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -47,15 +47,37 @@ class StudentParams(Group):
     text: TextModelParams
 
 
-class SingleStreamParams(Group):
-    key: ClassVar[str] = "models.single_stream"
+class NextVladParams(Group):
+    """Sizes of NeXtVLAD; read where `frames` is nextvlad."""
+
+    clusters: PositiveInt
+    groups: PositiveInt  # a divisor of expansion * hidden
+    expansion: PositiveInt
+    output: PositiveInt  # width of what it gives
+
+
+class PoolingParams(Group):
+    """How the states of a modality become one vector."""
+
+    text: Literal["mean", "max", "attention"]
+    frames: Literal["mean", "max", "attention", "nextvlad"]
+    nextvlad: NextVladParams
+
+
+class HeadParams(Group):
+    """What every architecture puts on its states."""
+
     head_hidden: PositiveInt
     dropout: float = Field(ge=0, lt=1)
+    dropout_samples: PositiveInt  # dropout masks of the head in training, whose logits are averaged
+    pooling: PoolingParams
 
 
-class DualStreamParams(Group):
+class SingleStreamParams(HeadParams):
+    key: ClassVar[str] = "models.single_stream"
+
+
+class DualStreamParams(HeadParams):
     key: ClassVar[str] = "models.dual_stream"
     layers: PositiveInt  # of cross-attention, frames as queries over text
     heads: PositiveInt
-    head_hidden: PositiveInt
-    dropout: float = Field(ge=0, lt=1)

@@ -17,7 +17,14 @@ from framefold.params.encoders import EncoderParams
 from framefold.params.ensemble import EnsembleParams
 from framefold.params.finetune import FinetuneParams
 from framefold.params.ingest import IngestParams
-from framefold.params.models import DualStreamParams, InputParams, SingleStreamParams, StudentParams, TextModelParams
+from framefold.params.models import (
+    DualStreamParams,
+    HeadParams,
+    InputParams,
+    SingleStreamParams,
+    StudentParams,
+    TextModelParams,
+)
 from framefold.params.pretrain import PretrainParams
 from framefold.params.pseudo_label import PseudoLabelParams
 from framefold.params.reference import ReferenceParams
@@ -90,6 +97,9 @@ def _contradictions(
     for name, model in (("student", student), ("teacher", teacher)):
         yield from _encoder(name, model.encoder, model.inputs, encoders)
         yield from _lengths(name, model.inputs, model.text, text.max_tokens)
+    for group in (SingleStreamParams, DualStreamParams):
+        yield from _pooling(group.key, groups[group], student.text)
+    yield from _pooling("teacher.model", teacher.model, teacher.text)
     sizes, heads = student.text.sizes, groups[DualStreamParams].heads
     if sizes is not None and sizes.hidden % heads:
         yield f"student.text.sizes.hidden is {sizes.hidden}, not divisible by models.dual_stream.heads, {heads}"
@@ -173,3 +183,11 @@ def _lengths(name: str, inputs: InputParams, text: TextModelParams, max_tokens: 
         yield f"{name}.inputs need {longest} positions, but {name}.text.sizes.max_positions is {positions}"
     if text.sizes.hidden % text.sizes.heads:
         yield f"{name}.text.sizes.hidden is {text.sizes.hidden}, not divisible by heads, {text.sizes.heads}"
+
+
+def _pooling(name: str, model: HeadParams, text: TextModelParams) -> Iterator[str]:
+    if text.sizes is None or model.pooling.frames != "nextvlad":
+        return
+    wide, groups = model.pooling.nextvlad.expansion * text.sizes.hidden, model.pooling.nextvlad.groups
+    if wide % groups:
+        yield f"{name}.pooling.nextvlad: {wide} widened hidden units are not divisible by groups, {groups}"

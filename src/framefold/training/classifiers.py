@@ -15,7 +15,7 @@ from framefold.data.videos import Videos, fold_rows, read_categories
 from framefold.errors import UserError
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.predict import predict_logits
-from framefold.params.finetune import CheckpointParams
+from framefold.params.finetune import CheckpointParams, FinetuneParams
 from framefold.params.models import InputParams
 from framefold.params.training import AdversarialParams, TrainingParams
 from framefold.scratch import Scratch
@@ -82,13 +82,19 @@ def train_classifier(
             data.training, params.batch_size, seed=seed, epoch=epoch, batch_tokens=params.batch_tokens
         ),
         params,
-        learning_rates=params.lr.model_dump(),
+        learning_rates=rates(params),
         seed=seed,
         precision=precision,
         scratch=scratch,
         adversarial=adversarial,
         after_epoch=after_epoch,
     )
+
+
+def rates(params: TrainingParams) -> dict[str, float]:
+    """Peak learning rates by role; only finetuning has a vision tower to train."""
+    vision = {"vision": params.vision.lr} if isinstance(params, FinetuneParams) else {}
+    return params.lr.model_dump() | vision
 
 
 def kept_epochs(scores: Sequence[float], params: CheckpointParams) -> list[int]:

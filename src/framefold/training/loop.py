@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from framefold.errors import UserError
+from framefold.models.normalization import has_batch_statistics
 from framefold.models.recomputation import recompute_layers
 from framefold.params.training import AdversarialParams, OptimizationParams
 from framefold.progress import Progress
@@ -153,7 +154,8 @@ class _Run:
         self.position, self.curve, self.after_epochs = Position(), Curve(), list[dict[str, Any]]()
 
     def _micro_batch(self, task: Task) -> int:
-        if self.runtime.micro_batch and getattr(task, "whole_batch", False):
+        compared = getattr(task, "whole_batch", False) or has_batch_statistics(task.model)
+        if self.runtime.micro_batch and compared:
             log.info("%s: samples are compared within a batch, so micro_batch is not applied", self.scratch.item)
             return 0
         return self.runtime.micro_batch

@@ -38,7 +38,8 @@ def learn_pseudo_labels(
 ) -> None:
     """Give `model`, untrained so far, the EMA weights of `params.pseudo.epochs` epochs on the pool's labels.
 
-    They are kept in `scratch` with a curve and metrics of their own, and trained once however often the stage starts.
+    `data`: the fold, with features. The weights are kept in `scratch` with a curve and metrics of their own, and
+    trained once however often the stage starts.
     """
     processes = Processes(f"{scratch.item}-{PHASE}")
     if not processes.main_first("finished", lambda: scratch.has(PHASE), scratch.guard):
@@ -73,9 +74,11 @@ def train_on_pool(
 
 
 def keep(folder: Path, result: TrainResult, pool: LabelledPool, data: FoldData, scratch: Scratch) -> None:
-    score = data.score(data.logits(result.ema, load_runtime().torch_device()))
+    report: dict[str, float] = {"videos": len(pool.videos)}
+    if len(data.validation):
+        report["ema"] = data.score(data.logits(result.ema, load_runtime().torch_device()))
     with write_folder_aside(folder) as aside:
         save_weights(aside / WEIGHTS, result.ema)
         write_curves(aside / "curves.csv", result.history)
-        write_json(aside / "metrics.json", {"ema": score, "videos": len(pool.videos)})
+        write_json(aside / "metrics.json", report)
         scratch.guard()
