@@ -39,7 +39,7 @@ def test_a_kept_shard_is_read_back(tmp_path: Path) -> None:
     assert (shard.ids, shard.n_frames, shard.rejected) == (["7", "8"], [2, 0], [("8", "a.jpg", "broken")])
 
 
-@pytest.mark.parametrize("name", ["key.npy", "key.json"])
+@pytest.mark.parametrize("name", ["key.npy", "key.npy.seal"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
     kept = keep(tmp_path)
@@ -54,10 +54,10 @@ def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
     assert kept.has("key")
 
 
-def test_features_without_their_sheet_are_not_there(tmp_path: Path) -> None:
+def test_features_without_their_seal_are_not_there(tmp_path: Path) -> None:
     """A run that is killed between the two files has not finished the shard."""
     kept = keep(tmp_path)
-    (tmp_path / "key.json").unlink()
+    (tmp_path / "key.npy.seal").unlink()
     assert not kept.has("key")
 
 

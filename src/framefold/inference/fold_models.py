@@ -1,7 +1,5 @@
 """One SWA model per validation fold, its predictions, and what the folds' models say together."""
 
-import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +17,12 @@ from framefold.inference.processes import Processes, SharedProgress
 from framefold.inference.weight_averaging import averaged_model, kept_checkpoints
 from framefold.models.registry import load_model, save_model
 from framefold.params.models import InputParams
-from framefold.storage import read_json, sha256_of, write_json
-
-log = logging.getLogger(__name__)
+from framefold.seals import is_whole, sealed
+from framefold.storage import link_or_copy, read_json
 
 LAST = "last_checkpoint.parquet"  # of the last EMA checkpoint alone: compared with the average, then dropped
 PREDICTED = ("validation.parquet", "holdout.parquet", "test.parquet")
-WEIGHTS, AVERAGED = "model.safetensors", "averaged.json"  # the latter with the former's digest, written last
+WEIGHTS = "model.safetensors"
 PUBLISHED = (WEIGHTS, "config.json", "curves.csv", *PREDICTED)
 
 
@@ -33,23 +30,11 @@ def average_folds(sources: Mapping[int, Path], folders: Mapping[int, Path], last
     """Average the last checkpoints of every fold into its folder; an average that is there and whole is kept."""
     for fold, source in sources.items():
         target = folders[fold]
-        if not is_averaged(target):
+        if not is_whole(target / WEIGHTS):
             target.mkdir(exist_ok=True)
             shutil.copyfile(source / "curves.csv", target / "curves.csv")
-            save_model(target, averaged_model(source, last))
-            write_json(target / AVERAGED, {"sha256": sha256_of(target / WEIGHTS)})
-
-
-def is_averaged(folder: Path) -> bool:
-    """Whether the weights are those that were written; damaged ones are dropped with a warning."""
-    try:
-        content, weights = (folder / AVERAGED).read_bytes(), sha256_of(folder / WEIGHTS)
-    except FileNotFoundError:
-        return False
-    whole = weights.encode() in content
-    if not whole:
-        log.warning("%s: damaged average dropped", folder)
-    return whole
+            with sealed(target / WEIGHTS):
+                save_model(target, averaged_model(source, last))
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,7 @@ class Predictor:
     def parts(self, fold: int, source: Path, target: Path) -> Iterator[Part]:
         """All predictions of a fold: checkpoints in `source`, the average in `target`."""
         validation, holdout = (np.flatnonzero(self.folds.fold == value) for value in (fold, HOLDOUT))
-        average, last = (target, "model.safetensors"), (source, kept_checkpoints(source)[-1])
+        average, last = (target, WEIGHTS), (source, kept_checkpoints(source)[-1])
         yield self.part(fold, "validation.parquet", average, self.labeled, validation)
         yield self.part(fold, "holdout.parquet", average, self.labeled, holdout)
         yield self.part(fold, "test.parquet", average, self.test, np.arange(len(self.test)))
@@ -143,10 +128,3 @@ def publish_folds(folders: Mapping[int, Path], target: Path) -> None:
     for name in ("holdout.parquet", "test.parquet"):
         parts = [read_predictions(folder / name) for folder in folders.values()]
         write_predictions(target / name, parts[0][0], mean_logits([logits for _, logits in parts]))
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
