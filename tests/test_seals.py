@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from framefold.errors import UserError
-from framefold.seals import about, fits_its_name, is_whole, named_by_digest, seal_of, sealed, sealed_folder
+from framefold.seals import about, fits_its_name, is_whole, named_by_digest, seal, seal_of, sealed, sealed_folder
 
 
 class Killed(BaseException):
@@ -17,8 +17,9 @@ class Killed(BaseException):
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    with sealed(tmp_path / "file", {"ids": ["1", "2"]}) as path:
-        path.write_bytes(b"content")
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    seal(path, {"ids": ["1", "2"]})
     return path
 
 

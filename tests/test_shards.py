@@ -1,5 +1,6 @@
 """Where shards are cut, what is kept of them, and reading arrays by position: pytest tests/test_shards.py"""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -59,6 +60,20 @@ def test_features_without_their_seal_are_not_there(tmp_path: Path) -> None:
     kept = keep(tmp_path)
     (tmp_path / "key.npy.seal").unlink()
     assert not kept.has("key")
+
+
+def test_a_shard_that_is_made_twice_is_never_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes may make the same one; who is done first reads it while the other still writes."""
+    kept, replace, seen = keep(tmp_path), os.replace, []
+
+    def look(*paths: Path) -> None:
+        seen.append((kept.has("key"), kept.read("key").ids))
+        replace(*paths)
+        seen.append((kept.has("key"), kept.read("key").ids))
+
+    monkeypatch.setattr(os, "replace", look)
+    keep(tmp_path)
+    assert seen == [(True, ["7", "8"])] * 4  # features, then their seal
 
 
 @pytest.fixture

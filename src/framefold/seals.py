@@ -32,15 +32,11 @@ NAMED = re.compile(r".+-([0-9a-f]{32})\.\w+")
 
 
 @contextlib.contextmanager
-def sealed(path: Path, about: Any = None) -> Iterator[Path]:
-    """Yield `path` to write a file or folder to; it is finished when the block ends without an error.
-
-    `about`: what the seal is to tell of it, JSON-able.
-    """
+def sealed(path: Path) -> Iterator[Path]:
+    """Yield `path` to write a file or folder to; it is finished when the block ends without an error."""
     seal_of(path).unlink(missing_ok=True)
     yield path
-    content = {"about": about, "digest": content_digest(path)}
-    write_json(seal_of(path), content | {"own": fingerprint_of(content)})
+    seal(path)
 
 
 @contextlib.contextmanager
@@ -50,14 +46,20 @@ def sealed_folder(path: Path) -> Iterator[Path]:
         yield aside
 
 
+def seal(path: Path, about: Any = None) -> None:
+    """Say that what is written to `path` is finished. `about`: what its seal is to tell of it, JSON-able."""
+    content = {"about": about, "digest": content_digest(path)}
+    write_json(seal_of(path), content | {"own": fingerprint_of(content)})
+
+
 def is_whole(path: Path) -> bool:
     """Whether `path` is finished and has the bytes that were written. A warning tells of damage; write it anew then.
 
     Nothing is deleted: another process may be writing it.
     """
     try:
-        seal = json.loads(seal_of(path).read_text(encoding="utf-8"))
-        whole = seal.pop("own") == fingerprint_of(seal) and seal["digest"] == content_digest(path)
+        found = json.loads(seal_of(path).read_text(encoding="utf-8"))
+        whole = found.pop("own") == fingerprint_of(found) and found["digest"] == content_digest(path)
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, AttributeError, TypeError):

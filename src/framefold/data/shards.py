@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from framefold.seals import SEAL, about, is_whole, seal_of, sealed
+from framefold.seals import SEAL, about, is_whole, seal, seal_of
 from framefold.storage import link_or_copy, write_aside
 
 # Videos in a shard: part of the format, since batches end at shard borders and other borders give other bytes.
@@ -75,11 +75,12 @@ class KeptShards:
         if features.shape != (sum(counts), self.dim) or features.dtype != np.float16 or len(ids) != len(counts):
             raise ValueError(f"{len(ids)} ids, {sum(counts)} frames, features {features.dtype} {features.shape}")
         sheet = {"ids": list(ids), "n_frames": counts, "rejected": [list(entry) for entry in rejected]}
-        features_file = self._features(key)
-        with sealed(features_file, sheet), write_aside(features_file) as aside, aside.open("wb") as file:
+        # not unsealed before: another process may have made the same shard meanwhile, and be reading it
+        with write_aside(self._features(key)) as aside, aside.open("wb") as file:
             np.save(file, features, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
+        seal(self._features(key), sheet)
 
     def read(self, key: str) -> KeptShard:
         sheet = about(self._features(key))
