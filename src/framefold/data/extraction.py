@@ -20,8 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from framefold.data import decoding
-from framefold.data.decoding import Decoded, Decoder, FileReader
+from framefold.data.decoding import Decoded, Decoder, FileReader, decode
 from framefold.data.feature_archives import FeatureArchive
 from framefold.data.frames import uniform_indices
 from framefold.data.images import TORCHVISION, Preprocess, read_encoder_config
@@ -100,8 +99,7 @@ def note(videos: Iterable[Decoded], ids: list[str], shard: Shard) -> Iterator[An
 def fill_batches(videos: Iterable[Any], size: int) -> Iterator[Any]:
     """Batches of `size` frames (arrays or tensors) across videos. Holds a batch and a video.
 
-    The last one is filled up with its first frame: an encoder sees one shape alone, for which kernels are chosen, and
-    on a CPU kept, once. What it makes of the surplus is the caller's to drop.
+    The last is filled up with its first frame, for kernels are chosen, and kept, by shape. The caller drops the surplus.
     """
     waiting: list[Any] = []
     for video in videos:
@@ -198,14 +196,14 @@ def open_source(
             f"{encoder}: stands for given features, but {root} holds zip_frames; rebuild it with `dvc repro`"
         )
     preprocess = Preprocess.from_json(config["preprocess"])
-    with open_encoder(Path(root), encoder, preprocess, max_frames, guard) as (decode, encode):
+    with open_encoder(Path(root), encoder, preprocess, max_frames, guard) as (videos, encode):
 
         def guarded(batches: Iterable[Any]) -> Iterator[Any]:
             for batch in batches:
                 guard()
                 yield batch
 
-        yield EncodedFrames(manifest, decode, lambda batches: encode(guarded(batches)), config["dim"], batch_size)
+        yield EncodedFrames(manifest, videos, lambda batches: encode(guarded(batches)), config["dim"], batch_size)
 
 
 @contextlib.contextmanager
@@ -221,11 +219,11 @@ def open_encoder(
     device = runtime.torch_device()
     with WorkerPool(runtime.workers, guard) as pool:
         if preprocess.decoder == TORCHVISION:
-            files = partial(decoding.decode, pool, FileReader(str(root), max_frames))
+            files = partial(decode, pool, FileReader(str(root), max_frames))
             on_device = JpegDecoder(preprocess, device)
             yield lambda entries: on_device.decode(files(entries)), FrameEncoder(load_encoder(folder), device)
         else:
-            videos = partial(decoding.decode, pool, Decoder(str(root), preprocess, max_frames))
+            videos = partial(decode, pool, Decoder(str(root), preprocess, max_frames))
             yield videos, FrameEncoder(load_encoder(folder), device)
 
 
