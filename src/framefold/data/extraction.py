@@ -83,9 +83,8 @@ class EncodedFrames:
 
     def _shard(self, ids: list[str], videos: Iterable[Decoded]) -> Shard:
         shard = Shard([], np.empty((0, self.dim), np.float16), [])
-        batches = list(self.encode(fill_batches(note(videos, ids, shard), self.batch_size)))
-        features = np.concatenate([shard.features, *batches])
-        return shard._replace(features=features[: sum(shard.n_frames)])
+        batches = self.encode(fill_batches(note(videos, ids, shard), self.batch_size))
+        return shard._replace(features=np.concatenate([shard.features, *batches])[: sum(shard.n_frames)])
 
 
 def note(videos: Iterable[Decoded], ids: list[str], shard: Shard) -> Iterator[Any]:
@@ -99,7 +98,7 @@ def note(videos: Iterable[Decoded], ids: list[str], shard: Shard) -> Iterator[An
 def fill_batches(videos: Iterable[Any], size: int) -> Iterator[Any]:
     """Batches of `size` frames (arrays or tensors) across videos. Holds a batch and a video.
 
-    The last is filled up with its first frame, for kernels are chosen, and kept, by shape. The caller drops the surplus.
+    The last is filled up with its first frame, since kernels are kept by shape. The caller drops the surplus.
     """
     waiting: list[Any] = []
     for video in videos:
