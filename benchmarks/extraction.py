@@ -126,7 +126,7 @@ def extraction_seconds(root: Path, encoder: Path, ids: list[str], params: Encode
 def decoding_rate(root: Path, encoder: Path, ids: list[str], setting: Setting) -> float:
     manifest, preprocess = SplitManifest(root, SPLIT), load_encoder(encoder).preprocess
     entries = [manifest.find(video_id) for video_id in ids]
-    with open_encoder(root, encoder, preprocess, setting.params.max_frames) as (decode, _):
+    with open_encoder(root, encoder, preprocess, setting.params.max_frames, lambda: None) as (decode, _):
         for _ in decode(entries[: len(ids) // WARM_UP]):
             pass
         start = time.perf_counter()

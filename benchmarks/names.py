@@ -24,8 +24,9 @@ GPU_EXTRACTION = (
     "extract_share_of_limit",
     *(f"{what}_{tower}" for tower in TOWERS for what in (*EXTRACTION, "extract_share_of_limit")),
 )
+GPU_PREDICT = ("predict_videos_per_s_wechat", "predict_overlap_ratio_wechat", "predict_share_of_limit_wechat")
 PROJECTED = "projected_gpu_hours_"
-GPU = frozenset({*MFU, *GPU_EXTRACTION})
+GPU = frozenset({*MFU, *GPU_EXTRACTION, *GPU_PREDICT})
 
 ALWAYS = (
     *(f"train_step_ratio_{arch}" for arch in ARCHS),
@@ -34,6 +35,8 @@ ALWAYS = (
     "mfu_pretrain_base",
     "mfu_teacher_large",
     "extract_share_of_limit",
+    "predict_videos_per_s_wechat",
+    "predict_overlap_ratio",
     f"{PROJECTED}wechat",
 )
 

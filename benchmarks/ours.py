@@ -47,7 +47,7 @@ def run_loop(
         train(
             task,
             start,
-            params.model_copy(update={"epochs": epochs}),
+            params.lasting(epochs),
             learning_rates=params.lr.model_dump(),
             seed=0,
             precision=precision,

@@ -1,10 +1,9 @@
-"""How fast `framefold predict` labels new videos: python benchmarks/predict.py [--sizes wechat] [--videos 4096]
+"""Videos a second of `framefold predict`, its stages overlapped against in turn: python -m benchmarks.predict
 
-Makes a bundle with random weights and raw videos in a temporary folder, and predicts them in rounds: `in turn`, where
-students wait for the encoder and it for them, against `ahead`, as the command does it where there is room for both.
-Labels must be equal. Prints one JSON object: seconds, videos/s and their ratio, all of this run. Sizes `small` are
-those of params.yaml; `wechat`, of profiles/wechat.yaml, needs a GPU: without one its figures are null. The limit of the
-challenge is 70 videos/s on two V100.
+Makes a bundle with random weights and raw videos, and predicts them in rounds: in turn, where students wait for the
+encoder and it for them, and ahead, where frames are decoded and encoded while students compute. Labels must be equal.
+On a CPU at the sizes of params.yaml, all cores for both; on a GPU at those of profiles/wechat.yaml. --rehearse: a few
+videos on the CPU.
 """
 
 import argparse
@@ -12,80 +11,100 @@ import io
 import json
 import logging
 import os
-import shutil
-import statistics
-import sys
-import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
+from benchmarks.extraction import tower_params
+from benchmarks.figures import Figures, median, report, scratch_project, use_all_cores
+from benchmarks.names import GPU_PREDICT
+from benchmarks.wechat import CLASSES, VOCABULARY, merged
 from framefold.data.tokenizer import Tokenizer
 from framefold.data.tokens import SPECIAL_NAMES
 from framefold.errors import command
 from framefold.inference import predict_command
 from framefold.inference.bundle import FILE, Bundle, encoder_folder, member_folder
-from framefold.inference.overlap import Ahead, InTurn
-from framefold.inference.predict_command import SHARDS_AHEAD
 from framefold.models.registry import architecture, build_model, save_model
 from framefold.models.vision import load_vision_encoder, save_encoder
-from framefold.params.base import validate
+from framefold.params.base import PARAMS_FILE, read, validate
 from framefold.params.encoders import EncoderParams
 from framefold.params.models import InputParams, TextModelParams
-from framefold.params.profiles import apply_profile
+from framefold.runtime import load_runtime
 from framefold.storage import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 70.0  # videos/s
-CLASSES = 200
+log = logging.getLogger(__name__)
+
+LIMIT = 70.0  # videos a second, the challenge's, on two V100
 BASE = {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072, "max_positions": 512, "dropout": 0.1}
-VOCABULARY = {"small": 6000, "wechat": 21128}  # entries; of chinese-roberta-wwm-ext in the second place
-PIXELS = {"small": (96, 64), "wechat": (640, 360)}  # of a frame as it comes
 DISTINCT = 16  # zips that all videos are links to
+WAYS = {"in_turn": False, "ahead": True}
 
 
-def read_params(sizes: str, folder: Path) -> dict[str, Any]:
-    shutil.copy(ROOT / "params.yaml", folder)
-    shutil.copytree(ROOT / "profiles", folder / "profiles")
-    if sizes == "wechat":
-        apply_profile("wechat", [], folder)
-    params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    encoder = params["encoders"][params["student"]["encoder"]]
-    encoder |= {"weights": None, "adapt": encoder["adapt"] | {"epochs": 0}}
-    text = params["student"]["text"]
-    text |= {"folder": None, "sizes": (text["sizes"] or BASE) | {"topics": False}}
-    return params
+@dataclass(frozen=True)
+class Setting:
+    """What is predicted with what; `params` as params.yaml has them."""
+
+    params: dict[str, Any]
+    encoder: EncoderParams
+    vocabulary: int
+    pixels: tuple[int, int]  # of a frame as it comes
+    videos: int
+    rounds: int
 
 
-def write_bundle(folder: Path, params: dict[str, Any], vocabulary: int) -> None:
+def small(videos: int, rounds: int) -> Setting:
+    params = read()
+    return Setting(params, encoder_of(params), 6000, (96, 64), videos, rounds)
+
+
+def full_scale() -> Setting:
+    params = dict(merged())
+    return Setting(params, tower_params(params["student"]["encoder"]), VOCABULARY, (640, 360), 4096, 3)
+
+
+def encoder_of(params: dict[str, Any]) -> EncoderParams:
+    """Of random weights, which cost as much as trained ones."""
+    name = params["student"]["encoder"]
+    encoder = validate(EncoderParams, params["encoders"][name], f"encoders.{name}", PARAMS_FILE)
+    return encoder.model_copy(update={"weights": None})
+
+
+def text_model(params: dict[str, Any]) -> TextModelParams:
+    sizes = params["student"]["text"]["sizes"] or BASE
+    content = {"folder": None, "sha256": None, "sizes": sizes | {"topics": False}}
+    return validate(TextModelParams, content, "student.text", PARAMS_FILE)
+
+
+# Bundle and videos
+
+
+def write_bundle(folder: Path, setting: Setting) -> None:
     """All members of the params, with random weights."""
-    name, archs, folds = params["student"]["encoder"], params["archs"], params["folds"]
-    encoder = validate(EncoderParams, params["encoders"][name], "encoders", "params.yaml")
-    tower = load_vision_encoder(encoder)
-    encoder_folder(folder, name).mkdir(parents=True)
-    save_encoder(encoder_folder(folder, name), tower, adapted_epochs=0)
+    params, tower = setting.params, load_vision_encoder(setting.encoder)
+    encoder = encoder_folder(folder, params["student"]["encoder"])
+    encoder.mkdir(parents=True)
+    save_encoder(encoder, tower, adapted_epochs=0)
     (folder / "tokenizer").mkdir()
-    characters = [chr(0x4E00 + i) for i in range(vocabulary - len(SPECIAL_NAMES))]
+    characters = [chr(0x4E00 + i) for i in range(setting.vocabulary - len(SPECIAL_NAMES))]
     Tokenizer.of_vocabulary([*SPECIAL_NAMES.values(), *characters], lowercase=True).save(folder / "tokenizer")
-    text = validate(TextModelParams, params["student"]["text"], "student.text", "params.yaml")
-    for arch in archs:
-        sizes = validate(architecture(arch).Params, params["models"][arch], f"models.{arch}", "params.yaml")
-        for fold in folds:
+    for arch in params["archs"]:
+        sizes = validate(architecture(arch).Params, params["models"][arch], f"models.{arch}", PARAMS_FILE)
+        for fold in params["folds"]:
             member_folder(folder, arch, fold).mkdir(parents=True)
-            model = build_model(arch, text, sizes, vocabulary, tower.dim, CLASSES)
+            model = build_model(arch, text_model(params), sizes, setting.vocabulary, tower.dim, CLASSES)
             save_model(member_folder(folder, arch, fold), model)
-    write_json(folder / FILE, describe(params, encoder).model_dump(mode="json"))
+    write_json(folder / FILE, describe(setting).model_dump(mode="json"))
 
 
-def describe(params: dict[str, Any], encoder: EncoderParams) -> Bundle:
-    archs = params["archs"]
+def describe(setting: Setting) -> Bundle:
+    params, archs = setting.params, setting.params["archs"]
     return Bundle(
         categories=[f"{label // 10:02d}{label % 10:02d}" for label in range(CLASSES)],
         archs=archs,
@@ -94,20 +113,21 @@ def describe(params: dict[str, Any], encoder: EncoderParams) -> Bundle:
         blend_weights=[1 / len(archs)] * len(archs),
         class_weights={arch: [1.0] * CLASSES for arch in archs},
         encoder=params["student"]["encoder"],
-        max_frames=encoder.max_frames,
-        encoder_batch_size=encoder.batch_size,
+        max_frames=setting.encoder.max_frames,
+        encoder_batch_size=setting.encoder.batch_size,
         batch_size=params["average_weights"]["batch_size"],
-        inputs=validate(InputParams, params["student"]["inputs"], "student.inputs", "params.yaml"),
+        inputs=validate(InputParams, params["student"]["inputs"], "student.inputs", PARAMS_FILE),
         max_tokens=params["text"]["max_tokens"],
         max_text=params["ingest"]["max_text"],
     )
 
 
-def write_videos(root: Path, count: int, inputs: dict[str, int], frames: int, pixels: tuple[int, int]) -> None:
+def write_videos(root: Path, setting: Setting) -> None:
     """Videos with as much text and as many frames as the students read."""
-    rng, records = np.random.default_rng(0), []
-    zips = [write_zip(root / f"{number}.zip", rng, frames, pixels) for number in range(DISTINCT)]
-    for row in range(count):
+    rng, inputs, records = np.random.default_rng(0), setting.params["student"]["inputs"], []
+    frames = setting.encoder.max_frames
+    zips = [write_zip(root / f"{number}.zip", rng, frames, setting.pixels) for number in range(DISTINCT)]
+    for row in range(setting.videos):
         video = str(10**18 + row)
         title, asr, ocr = (text_of(rng, inputs[name]) for name in ("title", "asr", "ocr"))
         records.append({"id": video, "title": title, "asr": asr, "ocr": [{"time": 0, "text": ocr}]})
@@ -132,52 +152,55 @@ def text_of(rng: np.random.Generator, length: int) -> str:
     return "".join(chr(0x4E00 + int(i)) for i in rng.integers(0, 3000, length))
 
 
-def timed(encoded: Callable[[Any], Any], folder: Path) -> tuple[float, str]:
-    """Seconds, and the submission."""
-    predict_command.encoded = encoded  # type: ignore[assignment]
-    start = time.monotonic()
-    predict_command.run(folder / "raw", folder / "out.csv", folder / "bundle")
-    return time.monotonic() - start, (folder / "out.csv").read_text(encoding="utf-8")
+# Rates
 
 
-def measure(sizes: str, videos: int, rounds: int, folder: Path) -> dict[str, float]:
-    params = read_params(sizes, folder)
-    frames = params["encoders"][params["student"]["encoder"]]["max_frames"]
+def measure(setting: Setting, folder: Path) -> dict[str, float]:
+    """Videos a second as the command works here, and how much longer it takes in turn than ahead."""
     torch.manual_seed(0)
-    write_bundle(folder / "bundle", params, VOCABULARY[sizes])
+    write_bundle(folder / "bundle", setting)
     (folder / "raw").mkdir()
-    write_videos(folder / "raw", videos, params["student"]["inputs"], frames, PIXELS[sizes])
-    seconds: dict[str, list[float]] = {"in_turn": [], "ahead": []}
-    submissions = set()
-    for _ in range(rounds):
-        for name, how in (("in_turn", InTurn), ("ahead", lambda encoding: Ahead(encoding, SHARDS_AHEAD))):
-            taken, submission = timed(how, folder)
+    write_videos(folder / "raw", setting)
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    submissions = {timed(False, folder)[1]}  # warms up
+    for _ in range(setting.rounds):
+        for name, ahead in WAYS.items():
+            taken, submission = timed(ahead, folder)
             seconds[name].append(taken)
             submissions.add(submission)
-    assert len(submissions) == 1, "labels depend on the overlap"
-    in_turn, ahead = (statistics.median(seconds[name]) for name in ("in_turn", "ahead"))
-    figures = {"seconds_in_turn": in_turn, "seconds_ahead": ahead, "ratio": in_turn / ahead}
-    return figures | {"videos_per_second": videos / ahead, "of_the_limit": videos / ahead / LIMIT}
+    if len(submissions) != 1:
+        raise ValueError("labels depend on the overlap")
+    log.info("seconds: %s", {name: [round(taken, 1) for taken in each] for name, each in seconds.items()})
+    own = "ahead" if predict_command.goes_ahead() else "in_turn"
+    rate = setting.videos / median(seconds[own])
+    return {"videos_per_s": rate, "overlap_ratio": median(seconds["in_turn"]) / median(seconds["ahead"])}
 
 
-NOTHING = ("seconds_in_turn", "seconds_ahead", "ratio", "videos_per_second", "of_the_limit")
+def timed(ahead: bool, folder: Path) -> tuple[float, str]:
+    """Seconds of the whole command, its start left out, and the submission."""
+    with patch.object(predict_command, "goes_ahead", lambda: ahead):
+        start = time.perf_counter()
+        predict_command.run(folder / "raw", folder / "out.csv", folder / "bundle")
+        return time.perf_counter() - start, (folder / "out.csv").read_text(encoding="utf-8")
 
 
 @command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", choices=["small", "wechat"], default="small")
-    parser.add_argument("--videos", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    logging.getLogger().handlers[0].setStream(sys.stderr)  # type: ignore[attr-defined]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    figures: dict[str, float | None] = dict.fromkeys(NOTHING)
-    if arguments.sizes == "small" or gpu:
-        with tempfile.TemporaryDirectory() as folder:
-            figures |= measure(arguments.sizes, arguments.videos, arguments.rounds, Path(folder))
-    settings = {"sizes": arguments.sizes, "videos": arguments.videos, "gpu": gpu, "limit": LIMIT}
-    print(json.dumps(settings | figures, indent=1))
+    parser.add_argument("--rehearse", action="store_true", help="a few videos on the CPU: does the script work?")
+    rehearse, device = parser.parse_args().rehearse, load_runtime().torch_device()
+    with scratch_project() as folder:
+        if device.type == "cuda" and not rehearse:
+            os.environ.setdefault("FRAMEFOLD_WORKERS", str(len(os.sched_getaffinity(0))))
+            found = measure(full_scale(), folder)
+            figures: Figures = {f"predict_{what}_wechat": value for what, value in found.items()}
+            report(figures | {"predict_share_of_limit_wechat": found["videos_per_s"] / LIMIT})
+            return
+        if not rehearse:
+            use_all_cores()
+        found = measure(small(40, 1) if rehearse else small(2048, 5), folder)
+        own = {"predict_videos_per_s_small": found["videos_per_s"], "predict_overlap_ratio": found["overlap_ratio"]}
+        report(dict.fromkeys(GPU_PREDICT) | own)
 
 
 if __name__ == "__main__":

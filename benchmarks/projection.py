@@ -4,11 +4,11 @@ from benchmarks.figures import Figures
 from benchmarks.names import PROJECTED, TOWERS
 from benchmarks.wechat import FRAMES, LABELED, UNLABELED, wechat
 from framefold.params.finetune import FinetuneParams
+from framefold.params.pretrain import PretrainParams
 from framefold.params.split import SplitParams
 from framefold.params.teacher import TeacherParams
 
 POOL = LABELED + UNLABELED  # what the winners pretrained on
-EPOCHS = {"single_stream": 30, "dual_stream": 15}  # theirs
 PASSES = 2  # of a finetuning step with FGM
 
 
@@ -17,16 +17,17 @@ def training_hours() -> dict[str, tuple[float, str, str]]:
     known = LABELED * (1 - wechat(SplitParams).holdout)
     teacher, finetune, folds = wechat(TeacherParams), wechat(FinetuneParams), wechat(SplitParams).n_folds
     taught = teacher.training.epochs * known * (teacher.n_folds - 1)
+    pretrained = {arch: epochs * POOL for arch, epochs in wechat(PretrainParams).epochs.items()}
     tuned = PASSES * finetune.epochs * known * (folds - 1)
     return {
         "train_teacher": (taught, "gflop_train_teacher", "mfu_pretrain_base"),
         "pretrain_single_stream": (
-            EPOCHS["single_stream"] * POOL,
+            pretrained["single_stream"],
             "gflop_pretrain_single_stream",
             "mfu_pretrain_base",
         ),
         "pretrain_dual_stream": (
-            EPOCHS["dual_stream"] * POOL,
+            pretrained["dual_stream"],
             "gflop_pretrain_dual_stream",
             "mfu_pretrain_base_dual_stream",
         ),

@@ -22,7 +22,7 @@ from framefold.storage import read_json, write_aside, write_json
 
 log = logging.getLogger(__name__)
 
-BENCHMARKS = ("training", "extraction", "mfu", "overhead", "million")
+BENCHMARKS = ("training", "extraction", "predict", "mfu", "overhead", "million")
 RESULTS, PAGE = Path("metrics/benchmarks.json"), Path("docs/benchmarks.md")
 MACHINES = {False: "machine", True: "machine_gpu"}  # of the figures that need a GPU, and of the others
 BEGIN, END = "<!-- figures: written by benchmarks/run.py -->", "<!-- end of figures -->"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from framefold.data.demo.write import write_demo
 from framefold.data.manifest import write_manifest
-from framefold.data.units import drop_leftovers
 from framefold.errors import command
 from framefold.params.base import load
 from framefold.params.demo import DemoParams
@@ -27,7 +26,6 @@ def main() -> None:
     args = parser.parse_args()
     params, target = load(DemoParams), Path("data") / args.name
     with Scratch(f"demo_data@{args.name}", {}) as scratch:  # nothing is kept: this is short
-        drop_leftovers(target.parent, target.name)
         with write_folder_aside(target) as root:
             scores = write_demo(root, params, args.workers, scratch.guard)
             videos = write_manifest(root)

@@ -16,6 +16,7 @@ from framefold.models.registry import architecture, build_with_mlm_head, save_mo
 from framefold.params.base import load, load_value
 from framefold.params.models import StudentParams
 from framefold.params.pretrain import PretrainParams
+from framefold.params.training import TrainingParams
 from framefold.rounds import add_round
 from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch, stage_fingerprint
@@ -39,7 +40,7 @@ def main() -> None:
     add_round(parser)
     arguments = parser.parse_args()
     arch, round_ = arguments.arch, arguments.round_
-    params, student = load(PretrainParams), load(StudentParams)
+    params, student = load(PretrainParams).only(arch), load(StudentParams)
     size = load(architecture(arch).Params, f"models.{arch}")
     seed, precision = load_value("seed"), load_value("precision")
     variants = {str(teacher): teacher for teacher in read_teachers(round_.pseudo)} if params.per_fold else {"all": None}
@@ -61,7 +62,7 @@ def main() -> None:
                 seed_everything(seed)
                 model = build(arch, params, student, size, pool)
                 start_from_topics(model.backbone, student.text, pool.training.rows, seed)
-                result = pretrain(model, pool, params, seed, precision, own)
+                result = pretrain(model, pool, params, params.of(arch), seed, precision, own)
                 if is_main_process():
                     with scratch.sealed(variant) as folder:
                         keep(folder, result, pool, params, own)
@@ -78,7 +79,13 @@ def build(arch: str, params: PretrainParams, student: StudentParams, size: Any, 
 
 
 def pretrain(
-    model: PretrainingModel, pool: Pool, params: PretrainParams, seed: int, precision: str, scratch: Scratch
+    model: PretrainingModel,
+    pool: Pool,
+    params: PretrainParams,
+    training: TrainingParams,
+    seed: int,
+    precision: str,
+    scratch: Scratch,
 ) -> TrainResult:
     masking = Masking(params.masking, pool.special)
     videos = MismatchedVideos(pool.training, params.mismatched) if model.weights.itm else pool.training
@@ -86,7 +93,7 @@ def pretrain(
     return train(
         PretrainingTask(model),
         lambda epoch: EpochBatches(videos, size, seed=seed, epoch=epoch, batch_tokens=tokens, transform=masking),
-        params,
+        training,
         learning_rates=params.lr.model_dump(),
         seed=seed,
         precision=precision,

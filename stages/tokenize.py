@@ -10,13 +10,13 @@ import pyarrow as pa
 from framefold.data.tokenization import BATCH_SIZE, SegmentCounts, write_tokens
 from framefold.data.tokenizer import Tokenizer, train_or_load
 from framefold.data.tokens import SEGMENTS
-from framefold.data.units import drop_leftovers, has_unit, link_files, write_unit
 from framefold.errors import UserError, command
 from framefold.params.base import load, load_value
 from framefold.params.text import TextParams
 from framefold.progress import Progress
 from framefold.scratch import Scratch, stage_fingerprint
-from framefold.storage import count_rows, iterate_parquet, read_json, write_folder_aside, write_json
+from framefold.seals import is_whole, sealed_folder
+from framefold.storage import count_rows, iterate_parquet, link_or_copy, read_json, write_folder_aside, write_json
 
 SAMPLES, TOKENS, TOKENIZER = Path("data/samples"), Path("data/tokens"), Path("models/tokenizer")
 POOL = ("labeled", "unlabeled")  # text alone, no labels; the test split never shapes the vocabulary
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 def main() -> None:
     params, splits = load(TextParams), load_value("splits")
     with Scratch("tokenize", fingerprint(params, splits)) as scratch:
-        for target in (scratch.folder / "*", TOKENIZER, TOKENS):
-            drop_leftovers(target.parent, target.name)
         tokenizer = make_tokenizer(params, scratch.folder / "tokenizer", scratch.guard)
         log.info(f"vocabulary: {tokenizer.special.size} entries from {params.vocab or 'the pool'}")
         metrics: dict[str, object] = {"vocabulary": tokenizer.special.size}
@@ -52,8 +50,8 @@ def fingerprint(params: TextParams, splits: list[str]) -> dict[str, str]:
 
 
 def make_tokenizer(params: TextParams, unit: Path, guard: Guard) -> Tokenizer:
-    if not has_unit(unit):
-        with write_unit(unit) as aside:
+    if not is_whole(unit):
+        with sealed_folder(unit) as aside:
             train_or_load(params, lambda: pool_texts(guard)).save(aside)
     return Tokenizer.load(unit)
 
@@ -74,9 +72,9 @@ def pool_texts(guard: Guard) -> Iterator[str]:
 
 
 def encode_split(tokenizer: Tokenizer, split: str, unit: Path, params: TextParams, guard: Guard) -> dict[str, Any]:
-    """A unit of `<split>.arrow` and its counts; returns these. UserError: too much of it is [UNK]."""
-    if not has_unit(unit):
-        with write_unit(unit) as aside:
+    """A folder of `<split>.arrow` and its counts; returns these. UserError: too much of it is [UNK]."""
+    if not is_whole(unit):
+        with sealed_folder(unit) as aside:
             batches = iterate_parquet(SAMPLES / f"{split}.parquet", ["id", *SEGMENTS], BATCH_SIZE)
             progress = Progress(f"tokenize {split}", total=None, unit="records")
             store = aside / f"{split}.arrow"
@@ -107,9 +105,10 @@ def guarded(batches: Iterator[pa.RecordBatch], guard: Guard) -> Iterator[pa.Reco
 
 def publish(scratch: Scratch, splits: list[str]) -> None:
     with write_folder_aside(TOKENIZER) as tokenizer, write_folder_aside(TOKENS) as tokens:
-        link_files(scratch.folder / "tokenizer", tokenizer, "*")
+        for path in sorted((scratch.folder / "tokenizer").iterdir()):
+            link_or_copy(path, tokenizer / path.name)
         for split in splits:
-            link_files(scratch.folder / split, tokens, "*.arrow")
+            link_or_copy(scratch.folder / split / f"{split}.arrow", tokens / f"{split}.arrow")
         scratch.guard()
 
 

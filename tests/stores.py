@@ -45,7 +45,8 @@ def small_params() -> dict[str, Any]:
     params["student"]["text"], params["teacher"]["text"] = text, copy.deepcopy(text)
     params["precision"], params["folds"] = "fp32", [0, 1, 2]
     params["split"]["n_folds"], params["teacher"]["n_folds"], params["teacher"]["folds"] = 3, 3, [0, 1, 2]
-    params["teacher"]["training"]["epochs"], params["pretrain"]["epochs"], params["finetune"]["epochs"] = 4, 2, 4
+    params["teacher"]["training"]["epochs"], params["finetune"]["epochs"] = 4, 4
+    params["pretrain"]["epochs"] = {"single_stream": 2, "dual_stream": 2}
     params["pretrain"]["batch_size"], params["finetune"]["batch_size"] = 32, 16
     params["models"]["dual_stream"]["layers"] = 1
     return params

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from benchmarks import run
 from benchmarks.figures import figures_of, median
-from benchmarks.names import ALWAYS, GPU_EXTRACTION, MFU
+from benchmarks.names import ALWAYS, GPU_EXTRACTION, GPU_PREDICT, MFU
 from benchmarks.projection import projected
 from benchmarks.run import merge, page_with, tables
 from benchmarks.wechat import merged
@@ -132,7 +132,7 @@ def test_the_committed_page_shows_the_committed_figures():
     assert set(ALWAYS) <= set(results)
 
 
-@pytest.mark.parametrize("name", sorted({*ALWAYS, *MFU, *GPU_EXTRACTION}))
+@pytest.mark.parametrize("name", sorted({*ALWAYS, *MFU, *GPU_EXTRACTION, *GPU_PREDICT}))
 def test_the_page_says_what_a_figure_is(name: str):
     """By its name, or by a pattern such as `gflop_pretrain_<arch>`."""
     text = (ROOT / run.PAGE).read_text(encoding="utf-8").partition(run.BEGIN)[0]
@@ -336,6 +336,30 @@ def test_the_extraction_benchmark_runs():
     assert {name: figures[name] for name in GPU_EXTRACTION} == dict.fromkeys(GPU_EXTRACTION)
     assert figures["extract_frames_per_second_cpu_small"] > 0
     assert figures["extract_share_of_limit_cpu_small"] > 0
+
+
+@pytest.mark.medium
+def test_the_predict_benchmark_runs():
+    figures = rehearse("predict")
+    assert {name: figures[name] for name in GPU_PREDICT} == dict.fromkeys(GPU_PREDICT)
+    assert figures["predict_videos_per_s_small"] > 0
+    assert figures["predict_overlap_ratio"] > 0
+
+
+def test_the_predict_benchmark_has_the_sizes_of_the_recipe():
+    """On a GPU; nothing of it runs here."""
+    from benchmarks.predict import describe, full_scale, text_model
+
+    setting = full_scale()
+    bundle, sizes = describe(setting), text_model(setting.params).sizes
+    assert sizes is not None
+    assert (len(bundle.archs) * len(bundle.folds), bundle.max_frames, len(bundle.categories)) == (10, 32, 200)
+    assert (bundle.inputs.title + bundle.inputs.asr + bundle.inputs.ocr + 4, sizes.hidden, sizes.layers) == (
+        258,
+        768,
+        12,
+    )
+    assert (setting.encoder.name, setting.encoder.weights, setting.encoder.decoder) == ("ViT-B-16", None, "torchvision")
 
 
 def test_the_overhead_benchmark_runs():

@@ -183,6 +183,15 @@ def test_adding_a_fold_cannot_touch_the_others(stage, never):
     assert never.split(".")[0] not in stated_keys(stage)
 
 
+def test_params_of_one_architecture_do_not_pretrain_the_other():
+    """Whatever `pretrain` gives by architecture is listed for that of the item alone."""
+    archs, listed = set(PARAMS["archs"]), set(DAG["pretrain"]["params"])
+    by_arch = [key for key, value in PARAMS["pretrain"].items() if isinstance(value, dict) and archs & set(value)]
+    assert {"epochs", "weights"} <= set(by_arch)
+    assert listed >= {f"pretrain.{key}.${{item.arch}}" for key in by_arch}
+    assert not listed & {"pretrain", *(f"pretrain.{key}" for key in by_arch)}
+
+
 @pytest.mark.parametrize("stage", DAG)
 def test_metrics_are_in_git_and_outputs_are_not(stage):
     small = [entry for kind in ("metrics", "plots") for entry in DAG[stage].get(kind, [])]

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ import torch
 from mini_root import MiniRoot, jpeg
 
 from framefold import fingerprint
-from framefold.data import shards
+from framefold.data import extraction, shards
+from framefold.data.decoding import Decoded
+from framefold.data.extraction import EncodedFrames, Shard, fill_batches
 from framefold.data.features import FeatureStore
 from framefold.data.images import TORCHVISION
 from framefold.data.manifest import write_manifest
@@ -65,6 +68,10 @@ def run(*options: str) -> None:
     extract_frames.main()
 
 
+def features_made() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(TARGET.glob("shard-*.npy"))}
+
+
 def start_anew() -> None:
     """No outputs, and no shards kept from before."""
     for folder in (TARGET, KEPT):
@@ -97,6 +104,20 @@ def batches_encoded(monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) 
 
     monkeypatch.setattr(FrameEncoder, "start", counted)
     return sizes
+
+
+def frames_encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Frames of the shards that are made from now on."""
+    frames: list[int] = []
+    make = EncodedFrames._shard
+
+    def counted(self: EncodedFrames, ids: list[str], videos: Iterable[Decoded]) -> Shard:
+        shard = make(self, ids, videos)
+        frames.append(len(shard.features))
+        return shard
+
+    monkeypatch.setattr(EncodedFrames, "_shard", counted)
+    return frames
 
 
 def test_rows_are_those_of_the_samples(project: MiniRoot) -> None:
@@ -142,13 +163,65 @@ def test_interrupted_ends_with_the_same_bytes(project: MiniRoot, monkeypatch: py
     assert 0 < len(left) < len(sizes)
 
 
-def test_batches_across_shards_would_show(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check above can fail: when a resumed run cuts its batches elsewhere, the sizes differ."""
-    sizes = batches_encoded(monkeypatch)
+def test_batches_end_with_their_shard(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a resumed run cuts them where an unbroken one does."""
+    batches: list[int] = []
+
+    def counted(videos: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+        batches.append(0)
+        for batch in fill_batches(videos, size):
+            batches[-1] += 1
+            yield batch
+
+    monkeypatch.setattr(extraction, "fill_batches", counted)
     run()
     counts = FeatureStore(TARGET).counts
-    frames = [int(counts[start : start + 4].sum()) for start in range(0, len(counts), 4)]
-    assert sizes == [min(3, n - first) for n in frames for first in range(0, n, 3)]
+    assert batches == [-(-int(counts[start : start + 4].sum()) // 3) for start in range(0, len(counts), 4)]
+
+
+def test_the_encoder_sees_one_size_alone(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that end a shard are filled up, though the number of its frames is no multiple of theirs."""
+    sizes, frames = batches_encoded(monkeypatch), frames_encoded(monkeypatch)
+    run()
+    assert set(sizes) == {3}
+    assert any(n % 3 for n in frames)
+    assert sum(frames) == FeatureStore(TARGET).counts.sum()
+
+
+@pytest.mark.parametrize("content", [0, 255, "noise"])
+def test_features_do_not_depend_on_what_fills_a_batch_up(
+    project: MiniRoot, monkeypatch: pytest.MonkeyPatch, content: int | str
+) -> None:
+    run()
+    expected = features_made()
+    start_anew()
+    other = []
+
+    def refilled(videos: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+        held = [video for video in videos if len(video)]
+        frames = sum(map(len, held))
+        for start, batch in zip(range(0, frames, size), fill_batches(held, size), strict=True):
+            surplus = batch[frames - start :]
+            if len(surplus):
+                noise = np.random.default_rng(start).integers(0, 256, surplus.shape)
+                batch[frames - start :] = noise if content == "noise" else content
+                other.append(len(surplus))
+            yield batch
+
+    monkeypatch.setattr(extraction, "fill_batches", refilled)
+    run()
+    assert other
+    assert features_made() == expected
+
+
+@pytest.mark.parametrize("counts", [[2, 0, 5], [3, 3], [0, 0], [], [1]])
+@pytest.mark.parametrize("of", [np.asarray, torch.tensor])
+def test_batches_hold_every_frame_once_before_what_fills_them_up(counts: list[int], of: Callable) -> None:
+    frames = np.arange(sum(counts))
+    videos = [of(part) for part in np.split(frames, np.cumsum(counts)[:-1])] if counts else []
+    batches = [np.asarray(batch) for batch in fill_batches(iter(videos), 3)]
+    assert [len(batch) for batch in batches] == [3] * -(-sum(counts) // 3)
+    assert np.concatenate([[], *batches])[: len(frames)].tolist() == frames.tolist()
 
 
 def test_workers_do_not_change_a_byte(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,9 +263,9 @@ def rows_encoded(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> int:
     sys.argv = ["ingest"]
     ingest.main()
     with monkeypatch.context() as patch:
-        sizes = batches_encoded(patch)
+        frames = frames_encoded(patch)
         run()
-    return sum(sizes)
+    return sum(frames)
 
 
 def test_a_split_that_has_grown_costs_the_new_videos_alone(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,9 +296,9 @@ def test_another_encoder_takes_over_nothing(project: MiniRoot, monkeypatch: pyte
     run()
     torch.manual_seed(1)
     save_encoder("models/clip/small", load_vision_encoder(load(EncoderParams, "encoders.small")), adapted_epochs=0)
-    sizes = batches_encoded(monkeypatch)
+    frames = frames_encoded(monkeypatch)
     run()
-    assert sum(sizes) == FeatureStore(TARGET).counts.sum()
+    assert sum(frames) == FeatureStore(TARGET).counts.sum()
 
 
 def test_a_damaged_shard_is_made_again(
@@ -242,7 +315,7 @@ def test_a_damaged_shard_is_made_again(
     run()
     assert content() == expected
     assert sizes
-    assert "damaged, this shard is made again" in caplog.text
+    assert "damaged, so it is dropped and made again" in caplog.text
 
 
 def test_weights_that_were_only_checked_out_again_are_the_same(
@@ -262,9 +335,9 @@ def test_weights_that_were_only_checked_out_again_are_the_same(
 def test_another_version_of_a_library_takes_over_nothing(project: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
     monkeypatch.setattr(extract_frames, "installed_version", lambda name: "0.0" if name == "torchvision" else "1.0")
-    sizes = batches_encoded(monkeypatch)
+    frames = frames_encoded(monkeypatch)
     run()
-    assert sum(sizes) == FeatureStore(TARGET).counts.sum()
+    assert sum(frames) == FeatureStore(TARGET).counts.sum()
 
 
 def test_an_empty_split_is_legal(mini: MiniRoot) -> None:
@@ -278,7 +351,7 @@ def test_what_no_split_needs_is_not_kept(project: MiniRoot, monkeypatch: pytest.
     run()
     project.write_zip("unlabeled", project.records["unlabeled"][5]["id"], [jpeg(1)])
     rows_encoded(project, monkeypatch)
-    assert len(list(KEPT.glob("*.json"))) == len(list(KEPT.glob("*.npy"))) == 4
+    assert len(list(KEPT.glob("*.seal"))) == len(list(KEPT.glob("*.npy"))) == 4
 
 
 # Several processes and machines
@@ -290,11 +363,11 @@ def test_parts_make_all_shards_between_them(project: MiniRoot, monkeypatch: pyte
     expected, frames = content(), FeatureStore(TARGET).counts.sum()
     start_anew()
     with monkeypatch.context() as patch:
-        sizes = batches_encoded(patch)
+        made = frames_encoded(patch)
         for part in ("3/3", "1/3", "2/3"):
             run("--part", part)
             assert not TARGET.exists()
-        assert sum(sizes) == frames
+        assert sum(made) == frames
     sizes = batches_encoded(monkeypatch)
     run()
     assert sizes == []
@@ -305,7 +378,7 @@ def test_machines_share_a_folder(project: MiniRoot, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FRAMEFOLD_SHARDS", str(tmp_path / "shared"))
     run("--part", "1/2")
     assert not KEPT.exists()
-    left = batches_encoded(monkeypatch)
+    left = frames_encoded(monkeypatch)
     run()
     assert 0 < sum(left) < FeatureStore(TARGET).counts.sum()
 

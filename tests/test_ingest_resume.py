@@ -17,6 +17,7 @@ from mini_root import MiniRoot, jpeg, words
 
 from framefold.data import frame_hashes
 from framefold.scratch import Scratch
+from framefold.storage import aside_of
 from stages import ingest
 
 OUTPUTS = ["data/samples/*", "data/rejected.parquet", "metrics/ingest.json"]
@@ -73,7 +74,7 @@ POINTS = [
     ("framefold.data.intake.refusal", 3),  # within test, labelled, unlabelled
     ("framefold.data.intake.refusal", 20),
     ("framefold.data.intake.refusal", 31),
-    ("framefold.data.units.digests_of", 2),  # all of a split is written but its seal
+    ("framefold.seals.content_digest", 2),  # all of a split is written but its seal
     ("framefold.data.intake.first_of_id", 1),
     ("framefold.data.frame_hashes.hash_videos", 1),
     ("framefold.data.frame_hashes.hash_videos", 6),
@@ -139,8 +140,7 @@ def damage_cut(path: Path) -> None:
         ("labeled/counts.json", damage_flip),
         ("hashes-00001/hashes.npy", damage_flip),
         ("hashes-00005/usable.npy", damage_cut),
-        ("test/seal.json", damage_cut),
-        ("test/seal.json", Path.unlink),
+        ("test.seal", damage_cut),
     ],
 )
 def test_damaged_progress_is_dropped_with_a_warning(
@@ -150,7 +150,15 @@ def test_damaged_progress_is_dropped_with_a_warning(
     killed("framefold.data.duplicates.join_by_text", 1)
     damage(UNITS / name)
     ingest.main()
-    assert f"{(UNITS / name).parent}: damaged progress dropped" in caplog.text
+    assert f"{UNITS / Path(name).parts[0].removesuffix('.seal')}: damaged, so it is dropped" in caplog.text
+    assert contents(OUTPUTS) == whole
+
+
+def test_what_has_no_seal_is_not_finished(whole: dict[str, bytes]) -> None:
+    killed("framefold.data.duplicates.join_by_text", 1)
+    (UNITS / "test.seal").unlink()
+    (UNITS / "test/ids").write_bytes(b"half")
+    assert counted("framefold.data.intake.read_split") == 1
     assert contents(OUTPUTS) == whole
 
 
@@ -222,14 +230,18 @@ def test_an_orphan_publishes_nothing(
 
 
 def test_leftovers_of_a_killed_process_go(whole: dict[str, bytes]) -> None:
-    """SIGKILL runs no `finally`: half-written files of another process id are deleted, also beside the outputs."""
+    """SIGKILL runs no `finally`: half-written files of a process that has gone are deleted, also beside the outputs."""
     killed("framefold.data.frame_hashes.hash_videos", 1)
-    for path in (UNITS / ".unlabeled.99999.aside", Path("data/.samples.99999.aside")):
-        path.mkdir(parents=True)
-        (path / "draft.parquet").write_bytes(b"half")
-    Path("data/.rejected.parquet.99999.aside").write_bytes(b"half")
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    for path in (UNITS / "hashes-00000", Path("data/samples"), Path("data/rejected.parquet")):
+        aside = aside_of(path).with_name(aside_of(path).name.replace(f"-{os.getpid()}.", f"-{gone.pid}."))
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(b"half") if path.suffix else aside.mkdir()
     ingest.main()
     assert contents(OUTPUTS) == whole
+    assert scratch_only_locks()
+    assert not list(Path("data").glob(".*.aside"))
 
 
 # One real SIGKILL, with worker processes

@@ -53,7 +53,7 @@ def test_a_kill_while_saving_costs_at_most_that_save(folder: Path, caplog: pytes
         time.sleep(draw.uniform(0, LONGEST))
         process.kill()
         process.join()
-        torn += (folder / ".scratch/item/checkpoint.aside").exists()
+        torn += any((folder / ".scratch/item").glob(".checkpoint-*.aside"))
         with Scratch("item", {}) as scratch:
             state = scratch.load()
         assert state is not None

@@ -13,6 +13,7 @@ from framefold.errors import UserError
 from framefold.params.base import TOP_LEVEL_KEYS, load, read
 from framefold.params.encoders import EncoderParams
 from framefold.params.finetune import FinetuneParams
+from framefold.params.pretrain import PretrainParams
 from framefold.params.validation import GROUPS, RunParams, validate_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,3 +138,31 @@ def test_values_that_contradict_each_other_are_refused(params, key, value, told)
 def test_honest_pretraining_needs_the_teachers_of_its_folds(params):
     params = changed(changed(params, "pretrain.per_fold", True), "teacher.folds", [0, 1])
     assert "teachers [2]" in refusal(params)
+
+
+@pytest.mark.parametrize("epochs", [5, {"single_stream": 5, "dual_stream": 0}, {"triple_stream": 5}])
+def test_pretraining_lasts_a_number_of_epochs_for_each_architecture(params, epochs):
+    assert "pretrain.epochs" in refusal(changed(params, "pretrain.epochs", epochs))
+
+
+def test_an_architecture_without_epochs_is_named(params):
+    assert "epochs.dual_stream is missing" in refusal(changed(params, "pretrain.epochs", {"single_stream": 5}))
+
+
+@pytest.mark.parametrize(("arch", "epochs"), [("single_stream", 7), ("dual_stream", 2)])
+def test_the_loop_is_given_the_epochs_of_its_architecture(params, arch, epochs):
+    """And everything else of `pretrain` that it reads, as it stands."""
+    content = changed(params, "pretrain.epochs", {"single_stream": 7, "dual_stream": 2})["pretrain"]
+    training = PretrainParams.model_validate(content).of(arch).model_dump()
+    assert training.pop("epochs") == epochs
+    assert training == {key: content[key] for key in training}
+    assert set(training) == {"batch_size", "batch_tokens", "lr", "weight_decay", "warmup", "max_grad_norm", "ema_decay"}
+
+
+def test_what_concerns_another_architecture_leaves_no_trace(params):
+    """Unfinished work of one is not dropped when the other's epochs or weights change."""
+    content = params["pretrain"]
+    other = changed(changed(content, "epochs.dual_stream", 9), "weights.dual_stream.itc", 0.9)
+    before, after = (PretrainParams.model_validate(each) for each in (content, other))
+    assert before.only("single_stream").model_dump() == after.only("single_stream").model_dump()
+    assert before.only("dual_stream").model_dump() != after.only("dual_stream").model_dump()

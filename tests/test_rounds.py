@@ -37,7 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         **{
             "earlier_rounds": {"first": "models/teacher"},
             "pseudo_label.teachers": str(SWA),
-            "pretrain.epochs": 1,
+            "pretrain.epochs": {"single_stream": 1, "dual_stream": 1},
             "pretrain.per_fold": True,
             "finetune.epochs": 2,
         },

@@ -24,6 +24,7 @@ from framefold.errors import UserError
 from framefold.fingerprint import code_fingerprint, path_digest, stage_fingerprint
 from framefold.parent import ParentWatch
 from framefold.scratch import OrphanedError, Scratch
+from framefold.seals import seal_of
 
 STATE = {"step": 3, "weights": torch.arange(4.0), "nested": {"rows": [1, 2]}}
 HOLD = """
@@ -106,7 +107,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_tensor_is_named(monkeypatch: py
     def full(self: object, content: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("framefold.scratch._Digesting.write", full)
+    monkeypatch.setattr("framefold.seals.Digesting.write", full)
     with pytest.raises(UserError, match=r"progress cannot be saved .No space left on device.; free the disk"):
         owned({"params": 1}, STATE)
 
@@ -146,32 +147,49 @@ def test_a_broken_stamp_drops_the_state_with_a_warning(caplog: pytest.LogCapture
     assert "stamp.json: damaged, so unfinished work is dropped" in caplog.text
 
 
-@pytest.mark.parametrize("damage", ["flip", "missing"])
-@pytest.mark.parametrize("name", ["weights", "folder/weights"])
-def test_a_damaged_file_of_the_stage_drops_all_with_a_warning(
-    name: str, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What is copied into an output must be what was written."""
+def damage_sealed(name: str, damage: str) -> None:
+    """Seal `weights` or a folder with them, then spoil the content or the seal."""
     with Scratch("item", {}) as scratch, scratch.sealed(name.split("/")[0]):
         path = scratch.folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"weights")
-    owned({})
-    assert path.exists()
-    path.write_bytes(b"weighty") if damage == "flip" else path.unlink()
-    owned({})
-    assert f"{name.split('/')[0]}: damaged, so unfinished work is dropped" in caplog.text
-    assert not path.exists()
+    if damage == "seal":
+        seal_of(scratch.folder / name.split("/")[0]).write_bytes(b"\xff\xfe")
+    elif damage == "flip":
+        path.write_bytes(b"weighty")
+    else:
+        path.unlink()
 
 
-def test_a_damaged_seal_drops_all_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["flip", "missing", "seal"])
+@pytest.mark.parametrize("name", ["weights", "folder/weights"])
+def test_what_is_damaged_is_dropped_with_a_warning(name: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What is copied into an output must be what was written. The rest of the stage's work stays."""
+    with Scratch("item", {}) as scratch, scratch.sealed("other") as path:
+        path.touch()
+    damage_sealed(name, damage)
+    with Scratch("item", {}) as scratch:
+        assert (scratch.has(name.split("/")[0]), scratch.has("other")) == (False, True)
+    assert f"{name.split('/')[0]}: damaged, so it is dropped and made again" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["flip", "missing", "seal"])
+def test_a_checkpoint_behind_a_damaged_file_is_dropped_with_all(damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Resumed, the training would never write that file again."""
+    damage_sealed("weights", damage)
+    owned({}, STATE)
+    with Scratch("item", {}) as scratch:
+        assert scratch.load() is None
+        assert [path.name for path in scratch.folder.iterdir()] == ["stamp.json"]
+    assert "weights: damaged, so it is dropped and made again" in caplog.text
+
+
+def test_a_checkpoint_behind_whole_files_is_kept() -> None:
     with Scratch("item", {}) as scratch, scratch.sealed("weights") as path:
         path.write_bytes(b"weights")
-    (seal,) = path.parent.glob("weights?*")
-    seal.write_bytes(b"\xff\xfe")
-    owned({})
-    assert "weights: damaged, so unfinished work is dropped" in caplog.text
-    assert not path.exists()
+    owned({}, STATE)
+    assert owned({}) is not None
+    assert path.exists()
 
 
 def test_only_what_was_sealed_counts_as_finished() -> None:

@@ -1,5 +1,6 @@
 """Where shards are cut, what is kept of them, and reading arrays by position: pytest tests/test_shards.py"""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_a_kept_shard_is_read_back(tmp_path: Path) -> None:
     assert (shard.ids, shard.n_frames, shard.rejected) == (["7", "8"], [2, 0], [("8", "a.jpg", "broken")])
 
 
-@pytest.mark.parametrize("name", ["key.npy", "key.json"])
+@pytest.mark.parametrize("name", ["key.npy", "key.npy.seal"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
     kept = keep(tmp_path)
@@ -54,11 +55,25 @@ def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
     assert kept.has("key")
 
 
-def test_features_without_their_sheet_are_not_there(tmp_path: Path) -> None:
+def test_features_without_their_seal_are_not_there(tmp_path: Path) -> None:
     """A run that is killed between the two files has not finished the shard."""
     kept = keep(tmp_path)
-    (tmp_path / "key.json").unlink()
+    (tmp_path / "key.npy.seal").unlink()
     assert not kept.has("key")
+
+
+def test_a_shard_that_is_made_twice_is_never_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes may make the same one; who is done first reads it while the other still writes."""
+    kept, replace, seen = keep(tmp_path), os.replace, []
+
+    def look(*paths: Path) -> None:
+        seen.append((kept.has("key"), kept.read("key").ids))
+        replace(*paths)
+        seen.append((kept.has("key"), kept.read("key").ids))
+
+    monkeypatch.setattr(os, "replace", look)
+    keep(tmp_path)
+    assert seen == [(True, ["7", "8"])] * 4  # features, then their seal
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from framefold import storage
 from framefold.errors import UserError
-from framefold.storage import drop_unlisted, write_aside, write_folder_aside
+from framefold.storage import drop_unlisted, link_or_copy, write_aside, write_folder_aside
 
 Aside = Callable[[Path], AbstractContextManager[Path]]
 
@@ -28,6 +28,21 @@ def test_what_params_no_longer_name_is_dropped(tmp_path: Path):
 def test_a_folder_that_is_not_there_is_no_error(tmp_path: Path):
     drop_unlisted(tmp_path / "models", ["single_stream"])
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_gets_another_name_whether_or_not_there_are_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+):
+    def refused(*paths: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    (tmp_path / "a").write_bytes(b"content")
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"content"
+    assert (tmp_path / "a").samefile(tmp_path / "b") is links
 
 
 # What killed processes leave aside

@@ -13,6 +13,7 @@ from interruptions import before_call, contents, killed_before, scratch_only_loc
 from test_tokenize import SPECIAL, TOPICS, make_project, write_vocab
 
 from framefold.data import tokenization
+from framefold.seals import sealed_in
 from stages import tokenize
 
 OUTPUTS = ["models/tokenizer/*", "data/tokens/*", "metrics/tokenize.json"]
@@ -51,7 +52,8 @@ def killed(target: str, number: int) -> None:
 
 
 def units() -> list[str]:
-    return sorted(path.name for path in UNITS.iterdir() if path.is_dir())
+    """Those that are finished."""
+    return sorted(path.name for path in sealed_in(UNITS))
 
 
 @pytest.mark.parametrize(
@@ -61,8 +63,8 @@ def units() -> list[str]:
         ("framefold.data.tokenizer.Tokenizer.save", 1, []),
         ("framefold.data.tokenization._encode", 2, ["tokenizer"]),
         ("framefold.data.tokenization._encode", 30, ["labeled", "tokenizer"]),
-        ("framefold.data.units.digests_of", 4, ["labeled", "tokenizer", "unlabeled"]),
-        ("stages.tokenize.link_files", 3, ["labeled", "test", "tokenizer", "unlabeled"]),
+        ("framefold.seals.content_digest", 4, ["labeled", "tokenizer", "unlabeled"]),
+        ("stages.tokenize.link_or_copy", 3, ["labeled", "test", "tokenizer", "unlabeled"]),
         ("framefold.storage.os.replace", 17, ["labeled", "test", "tokenizer", "unlabeled"]),  # one of two is published
         ("stages.tokenize.Scratch.finish", 1, ["labeled", "test", "tokenizer", "unlabeled"]),
     ],
@@ -79,7 +81,7 @@ def test_killed_anywhere_ends_with_the_same_bytes(
 
 
 def test_what_is_finished_is_not_done_again(whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    killed("framefold.data.units.digests_of", 4)
+    killed("framefold.seals.content_digest", 4)
 
     def no_more(*arguments: object) -> None:
         raise AssertionError("trained again")
@@ -100,12 +102,12 @@ def test_what_is_finished_is_not_done_again(whole: dict[str, bytes], monkeypatch
 def test_damaged_progress_is_dropped_with_a_warning(
     whole: dict[str, bytes], name: str, cut: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    killed("stages.tokenize.link_files", 1)
+    killed("stages.tokenize.link_or_copy", 1)
     content = bytearray((UNITS / name).read_bytes())
     content[len(content) // 2] ^= 1
     (UNITS / name).write_bytes(content[:-10] if cut else content)
     tokenize.main()
-    assert f"{(UNITS / name).parent}: damaged progress dropped" in caplog.text
+    assert f"{(UNITS / name).parent}: damaged, so it is dropped" in caplog.text
     assert contents(OUTPUTS) == whole
 
 
@@ -115,7 +117,7 @@ def test_damaged_progress_is_dropped_with_a_warning(
         ("framefold.data.tokenizer._characters", 1),
         ("framefold.data.tokenizer.trainers.WordPieceTrainer", 1),
         ("framefold.data.tokenization._encode", 30),
-        ("stages.tokenize.link_files", 1),
+        ("stages.tokenize.link_or_copy", 1),
     ],
 )
 def test_sigterm_stops_soon_and_keeps_progress(whole: dict[str, bytes], target: str, number: int) -> None:
@@ -138,7 +140,7 @@ def test_an_orphan_publishes_nothing(whole: dict[str, bytes], capsys: pytest.Cap
         def lose() -> None:
             patch.setattr("framefold.parent.ParentWatch.gone", lambda self: True)
 
-        before_call(patch, "stages.tokenize.link_files", 4, lose)
+        before_call(patch, "stages.tokenize.link_or_copy", 4, lose)
         with pytest.raises(SystemExit, match="1"):
             tokenize.main()
     assert "has gone; progress is kept" in capsys.readouterr().err
@@ -163,6 +165,7 @@ def test_another_vocabulary_file_drops_what_was_encoded(
 
 SCRIPT = """
 import os, time
+from framefold.seals import sealed_in
 from stages import tokenize
 write = tokenize.write_tokens
 tokenize.write_tokens = lambda *arguments: (time.sleep(float(os.environ["SLEEP"])), write(*arguments))[1]

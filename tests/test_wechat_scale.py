@@ -261,7 +261,7 @@ def table(project: Path) -> list[Row]:
         rows.append(Row("pseudo_label", classification_cost(teacher(project), backward=False), labelling, False))
         for arch in ("single_stream", "dual_stream"):
             cost = pretraining_cost(student(arch, project, pretraining_batch(project)), pretrain, patch)
-            rows.append(Row(f"pretrain {arch}", cost, pretrain.epochs * UNLABELED, True))
+            rows.append(Row(f"pretrain {arch}", cost, pretrain.epochs[arch] * UNLABELED, True))
         adversary = 2 if finetune.adversarial.method == "fgm" else 1 + finetune.adversarial.steps
         for arch in ("single_stream", "dual_stream"):
             cost = classification_cost(student(arch, project, finetune.batch_size))
@@ -377,7 +377,7 @@ def test_a_real_pretraining_step_at_full_width(arch, project, in_scratch):
     model = student(arch, project, 2)
     batch = Masking(params.masking, SPECIAL)(paired(model.batch(2), params.mismatched), 0, 0)
     task = PretrainingTask(pretraining(model, params, layers=1))
-    assert any(".text.encoder." in n for n in moved(task, batch, params, params.lr.model_dump(), in_scratch))
+    assert any(".text.encoder." in n for n in moved(task, batch, params.of(arch), params.lr.model_dump(), in_scratch))
 
 
 @pytest.mark.parametrize("who", ["single_stream", "dual_stream", "teacher"])

@@ -60,17 +60,6 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def content_digest(path: Path) -> str:
-    """Digest of all the bytes of a file or of a folder's files; of nothing if there is no such path."""
-    files = sorted(child for child in path.rglob("*") if child.is_file()) if path.is_dir() else [path]
-    digest = hashlib.blake2b(digest_size=16)
-    for file in filter(Path.is_file, files):
-        with file.open("rb") as opened:
-            digest.update(file.relative_to(path.parent).as_posix().encode() + b"\0")
-            digest.update(hashlib.file_digest(opened, "blake2b").digest())
-    return digest.hexdigest()
-
-
 def code_fingerprint(modules: Iterable[str] = ()) -> str:
     """Digest of the sources of the running script, of `modules`, and of every framefold module that these import.
 

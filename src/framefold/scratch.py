@@ -12,10 +12,7 @@ it. It is stamped with a fingerprint of params, inputs and code, and removed whe
 ...     scratch.finish()
 """
 
-import contextlib
-import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -24,15 +21,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
-from framefold.errors import UserError, is_disk_full
-from framefold.fingerprint import code_fingerprint, content_digest, stage_fingerprint
+from framefold.errors import UserError
+from framefold.fingerprint import code_fingerprint, stage_fingerprint
 from framefold.parent import ParentWatch
 from framefold.runtime import is_main_process
+from framefold.seals import fits_its_name, is_whole, named_by_digest, sealed, sealed_in
 from framefold.storage import write_json
 
 __all__ = ["OrphanedError", "Scratch", "code_fingerprint", "stage_fingerprint"]
@@ -40,7 +39,6 @@ __all__ = ["OrphanedError", "Scratch", "code_fingerprint", "stage_fingerprint"]
 log = logging.getLogger(__name__)
 
 STAMP = "stamp.json"
-SEAL = ".seal"  # holds the digest of the file or folder that it is named after
 CHECKPOINT = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{32})\.pt")
 PARENT_SECONDS = 1.0  # between looks at the parent process
 
@@ -154,7 +152,7 @@ class Scratch:
         except (OSError, ValueError):
             log.warning("%s: damaged, so unfinished work is dropped", stamp)
             found = None
-        if found == self.fingerprint and self._is_whole():
+        if found == self.fingerprint and self._is_sound():
             return
         if found is not None and found != self.fingerprint:
             changed = sorted(key for key in self.fingerprint | found if self.fingerprint.get(key) != found.get(key))
@@ -163,27 +161,19 @@ class Scratch:
         self.folder.mkdir(parents=True)
         write_json(stamp, self.fingerprint)
 
+    def _is_sound(self) -> bool:
+        """Whether a checkpoint goes on behind whole files; without one, each is looked at when it is asked for."""
+        return not self._checkpoints() or all(map(is_whole, sealed_in(self.folder)))
+
     # ---- files of the stage's own
 
-    @contextlib.contextmanager
-    def sealed(self, name: str) -> Iterator[Path]:
-        """Yield the path of a file or folder to write in `folder`. A later run that finds it damaged starts over."""
-        seal = self.folder / f"{name}{SEAL}"
-        seal.unlink(missing_ok=True)
-        yield self.folder / name
-        write_json(seal, content_digest(self.folder / name))
+    def sealed(self, name: str) -> AbstractContextManager[Path]:
+        """The path of a file or folder to write in `folder`; it is finished when the block ends without an error."""
+        return sealed(self.folder / name)
 
     def has(self, name: str) -> bool:
-        """Whether `name` was finished under `sealed`; that it is undamaged was checked at the start."""
-        return (self.folder / f"{name}{SEAL}").is_file()
-
-    def _is_whole(self) -> bool:
-        for seal in sorted(self.folder.glob(f"*{SEAL}")):
-            path = self.folder / seal.name.removesuffix(SEAL)
-            if seal.read_bytes().strip() != json.dumps(content_digest(path)).encode():
-                log.warning("%s: damaged, so unfinished work is dropped", path)
-                return False
-        return True
+        """Whether `name` was finished under `sealed` and is undamaged."""
+        return is_whole(self.folder / name)
 
     def finish(self) -> None:
         """The outputs are published: remove the folder."""
@@ -199,21 +189,8 @@ class Scratch:
 
         older = self._checkpoints()
         number = self._number(older[-1]) + 1 if older else 0
-        aside = self.folder / "checkpoint.aside"
-        try:
-            with aside.open("wb") as file:
-                writer = _Digesting(file)
-                torch.save(dict(state), writer)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self.folder / f"checkpoint-{number:06d}-{writer.digest.hexdigest()}.pt")
-        except (OSError, RuntimeError) as error:  # torch hides what the file said behind an error of its own
-            if isinstance(error, RuntimeError) and not is_disk_full(error):
-                raise
-            why = os.strerror(errno.ENOSPC) if is_disk_full(error) else error
-            raise UserError(f"{self.folder}: progress cannot be saved ({why}); free the disk and run again") from None
-        finally:
-            aside.unlink(missing_ok=True)
+        with named_by_digest(self.folder, f"checkpoint-{number:06d}", ".pt") as file:
+            torch.save(dict(state), file)  # type: ignore[arg-type]
         for path in older:
             path.unlink(missing_ok=True)
 
@@ -222,10 +199,7 @@ class Scratch:
         import torch
 
         for path in reversed(self._checkpoints()):
-            match = CHECKPOINT.fullmatch(path.name)
-            with path.open("rb") as file:
-                intact = match is not None and hashlib.file_digest(file, _blake2b).hexdigest() == match[2]
-            if intact:
+            if fits_its_name(path):
                 return torch.load(path, map_location="cpu", weights_only=True)
             log.warning("%s: damaged checkpoint dropped", path)
             if is_main_process():
@@ -239,21 +213,3 @@ class Scratch:
     @staticmethod
     def _number(path: Path) -> int:
         return int(path.name.split("-")[1])
-
-
-class _Digesting:
-    """A file to write to that keeps the digest of what went through it: no second pass over a large checkpoint."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file, self.digest = file, _blake2b()
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        return self.file.write(content)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _blake2b() -> "hashlib.blake2b":
-    return hashlib.blake2b(digest_size=16)

@@ -29,8 +29,8 @@ def write_aside(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _drop_abandoned(path)
-    aside = _aside(path)
+    drop_abandoned(path)
+    aside = aside_of(path)
     try:
         yield aside
         os.replace(aside, path)
@@ -47,8 +47,8 @@ def write_folder_aside(path: Path | str) -> Iterator[Path]:
     """The same for a folder: yield an empty sibling folder to fill."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _drop_abandoned(path)
-    aside = _aside(path)
+    drop_abandoned(path)
+    aside = aside_of(path)
     try:
         aside.mkdir()
         yield aside
@@ -70,7 +70,8 @@ def _replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _aside(path: Path) -> Path:
+def aside_of(path: Path) -> Path:
+    """Where this process writes what is to become `path`."""
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.aside")
 
 
@@ -83,7 +84,7 @@ def _host() -> str:
     return socket.gethostname().partition(".")[0]
 
 
-def _drop_abandoned(path: Path) -> None:
+def drop_abandoned(path: Path) -> None:
     """Remove what processes that were killed have left aside for `path`, and what an earlier one with this pid has."""
     for child in path.parent.glob(".*.aside"):
         match = ASIDE.fullmatch(child.name)
@@ -109,6 +110,14 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The file under another name too: a hard link where there are such, which costs no room; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def drop_unlisted(parent: Path | str, wanted: Iterable[object]) -> None:

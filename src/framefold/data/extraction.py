@@ -1,7 +1,7 @@
 """Frames of one split to features: decoded in worker processes, encoded in fixed batches, kept shard by shard.
 
-Batches are filled with the frames of a shard in order and end with it, so the features depend neither on the number of
-workers, processes or machines nor on where an interrupted run went on.
+Batches are filled with the frames of a shard in order and end with it, all of one size, so the features depend neither
+on the number of workers, processes or machines nor on where an interrupted run went on.
 """
 
 import contextlib
@@ -12,20 +12,21 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from framefold.data.decoding import Decoded, Decoder, DecoderPool, FileReader
+from framefold.data.decoding import Decoded, Decoder, FileReader, decode
 from framefold.data.feature_archives import FeatureArchive
 from framefold.data.frames import uniform_indices
 from framefold.data.images import TORCHVISION, Preprocess, read_encoder_config
 from framefold.data.manifest import SPLITS, ManifestEntry, SplitManifest, read_layout
 from framefold.data.shards import KeptShards, Rejection, cut_shards
+from framefold.data.workers import WorkerPool
 from framefold.data.zip_directory import ZipError
 from framefold.errors import UserError
 from framefold.progress import Progress
@@ -83,7 +84,7 @@ class EncodedFrames:
     def _shard(self, ids: list[str], videos: Iterable[Decoded]) -> Shard:
         shard = Shard([], np.empty((0, self.dim), np.float16), [])
         batches = self.encode(fill_batches(note(videos, ids, shard), self.batch_size))
-        return shard._replace(features=np.concatenate([shard.features, *batches]))
+        return shard._replace(features=np.concatenate([shard.features, *batches])[: sum(shard.n_frames)])
 
 
 def note(videos: Iterable[Decoded], ids: list[str], shard: Shard) -> Iterator[Any]:
@@ -95,7 +96,10 @@ def note(videos: Iterable[Decoded], ids: list[str], shard: Shard) -> Iterator[An
 
 
 def fill_batches(videos: Iterable[Any], size: int) -> Iterator[Any]:
-    """Batches of `size` frames (arrays or tensors) across videos, the last one smaller. Holds a batch and a video."""
+    """Batches of `size` frames (arrays or tensors) across videos. Holds a batch and a video.
+
+    The last is filled up with its first frame, since kernels are kept by shape. The caller drops the surplus.
+    """
     waiting: list[Any] = []
     for video in videos:
         waiting.append(video)
@@ -103,8 +107,9 @@ def fill_batches(videos: Iterable[Any], size: int) -> Iterator[Any]:
             frames = joined(waiting)
             yield frames[:size]
             waiting = [frames[size:]]
-    if sum(map(len, waiting)):
-        yield joined(waiting)
+    if missing := -sum(map(len, waiting)) % size:
+        frames = joined(waiting)
+        yield joined([frames, *[frames[:1]] * missing])
 
 
 def joined(videos: list[Any]) -> Any:
@@ -190,25 +195,19 @@ def open_source(
             f"{encoder}: stands for given features, but {root} holds zip_frames; rebuild it with `dvc repro`"
         )
     preprocess = Preprocess.from_json(config["preprocess"])
-    with open_encoder(Path(root), encoder, preprocess, max_frames) as (decode, encode):
+    with open_encoder(Path(root), encoder, preprocess, max_frames, guard) as (videos, encode):
 
         def guarded(batches: Iterable[Any]) -> Iterator[Any]:
             for batch in batches:
                 guard()
                 yield batch
 
-        try:
-            yield EncodedFrames(manifest, decode, lambda batches: encode(guarded(batches)), config["dim"], batch_size)
-        except BrokenProcessPool:
-            guard()  # a signal to the whole group ends the workers as well
-            raise UserError(
-                "a decoding process died, mostly for lack of memory; run again, with fewer (FRAMEFOLD_WORKERS=1)"
-            ) from None
+        yield EncodedFrames(manifest, videos, lambda batches: encode(guarded(batches)), config["dim"], batch_size)
 
 
 @contextlib.contextmanager
 def open_encoder(
-    root: Path, folder: Path | str, preprocess: Preprocess, max_frames: int
+    root: Path, folder: Path | str, preprocess: Preprocess, max_frames: int, guard: Callable[[], None]
 ) -> Iterator[tuple[Decode, Encode]]:
     """Workers that read and decode, and the tower. torch is imported here: workers import this module and need none."""
     from framefold.models.jpeg_decoder import JpegDecoder
@@ -217,13 +216,14 @@ def open_encoder(
     runtime = load_runtime()
     runtime.prepare_cpu()
     device = runtime.torch_device()
-    if preprocess.decoder == TORCHVISION:
-        on_device = JpegDecoder(preprocess, device)
-        with DecoderPool(FileReader(str(root), max_frames), runtime.workers) as files:
-            yield lambda entries: on_device.decode(files.decode(entries)), FrameEncoder(load_encoder(folder), device)
-    else:
-        with DecoderPool(Decoder(str(root), preprocess, max_frames), runtime.workers) as pool:
-            yield pool.decode, FrameEncoder(load_encoder(folder), device)
+    with WorkerPool(runtime.workers, guard) as pool:
+        if preprocess.decoder == TORCHVISION:
+            files = partial(decode, pool, FileReader(str(root), max_frames))
+            on_device = JpegDecoder(preprocess, device)
+            yield lambda entries: on_device.decode(files(entries)), FrameEncoder(load_encoder(folder), device)
+        else:
+            videos = partial(decode, pool, Decoder(str(root), preprocess, max_frames))
+            yield videos, FrameEncoder(load_encoder(folder), device)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 The hash is the sign of the 64 lowest frequencies of a frame's cosine transform against their median (pHash).
 """
 
-import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -12,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from framefold.data.decoding import batched
 from framefold.data.frames import FrameError, decode_jpeg, read_frames
 from framefold.data.manifest import ManifestEntry
-from framefold.data.units import has_unit, write_unit
-from framefold.data.workers import map_in_processes
+from framefold.data.workers import WorkerPool, batched
 from framefold.progress import Progress
+from framefold.seals import is_whole, sealed_folder
 
 SIDE = 32  # pixels of the thumbnail
 BITS = 64
@@ -78,10 +76,12 @@ def hash_all(
     """
     size = UNIT_CHUNKS * CHUNK
     units = [folder / f"hashes-{start // size:05d}" for start in range(0, n, size)]
-    missing = {number for number, unit in enumerate(units) if not has_unit(unit)}
+    missing = {number for number, unit in enumerate(units) if not is_whole(unit)}
     progress = Progress("hash frames", total=n, unit="videos", start=n - videos_in(missing, n, size))
     to_do = (entry for row, entry in enumerate(entries) if row // size in missing)
-    with contextlib.closing(hash_chunks(root, to_do, videos_in(missing, n, size), workers, guard)) as chunks:
+    pays = workers > 1 and videos_in(missing, n, size) >= POOL_FROM
+    with WorkerPool(workers if pays else 0, guard) as pool:
+        chunks = pool.map(partial(hash_videos, root), batched(to_do, CHUNK))
         for number, unit in enumerate(units):
             if number in missing:
                 videos = min(size, n - number * size)
@@ -97,19 +97,6 @@ def videos_in(units: Iterable[int], n: int, size: int) -> int:
 
 def save_hashes(unit: Path, chunks: list[Hashes]) -> None:
     hashes, usable = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
-    with write_unit(unit) as aside:
+    with sealed_folder(unit) as aside:
         np.save(aside / "hashes.npy", hashes)
         np.save(aside / "usable.npy", usable)
-
-
-def hash_chunks(
-    root: Path, entries: Iterable[ManifestEntry], n: int, workers: int, guard: Callable[[], None]
-) -> Generator[Hashes, None, None]:
-    """Hashes of CHUNK videos at a time, in processes where that pays."""
-    task, chunks = partial(hash_videos, root), batched(entries, CHUNK)
-    if workers > 1 and n >= POOL_FROM:
-        yield from map_in_processes(task, chunks, workers, guard)
-        return
-    for chunk in chunks:
-        guard()
-        yield task(chunk)

@@ -23,7 +23,6 @@ from framefold.data.intake import ORDER, Intake, open_rejects, take_split
 from framefold.data.manifest import ManifestEntry
 from framefold.data.samples import FOLDER, REJECTED, SCHEMA, SPLITS, TEXTS
 from framefold.data.shingles import ShingleStore
-from framefold.data.units import drop_leftovers
 from framefold.errors import UserError
 from framefold.params.data import DataParams
 from framefold.params.ingest import DuplicateParams, IngestParams
@@ -39,8 +38,6 @@ def ingest(data: DataParams, params: IngestParams, workers: int, scratch: Path, 
     anything is published; what it raises stops the work. Raises UserError when a file can't be read at all, a zip
     changed since the manifest was written, or too much was rejected.
     """
-    for target in (scratch / "*", FOLDER, REJECTED):
-        drop_leftovers(target.parent, target.name)
     root, given = Path(data.root), read_label_map(Path(data.categories)) if data.categories else None
     intake = Intake([take_split(root, split, scratch / split, params.max_text, given, guard) for split in ORDER])
     with open_rejects(REJECTED) as rejects:

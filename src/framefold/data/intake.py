@@ -18,8 +18,8 @@ from framefold.data.ids import MAX_DIGITS
 from framefold.data.manifest import ManifestEntry, SplitManifest
 from framefold.data.samples import REJECTED_SCHEMA
 from framefold.data.shingles import ShingleWriter
-from framefold.data.units import has_unit, write_unit
 from framefold.progress import Progress
+from framefold.seals import is_whole, sealed_folder
 from framefold.storage import iterate_parquet, parquet_writer, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class RowWriter:
 
 @dataclass(frozen=True)
 class Draft:
-    """One split after the first pass: a unit (units.py) of draft.parquet, rejects.parquet, ids and shingles."""
+    """One split after the first pass: a sealed folder of draft.parquet, rejects.parquet, ids and shingles."""
 
     split: str
     folder: Path
@@ -95,11 +95,11 @@ def take_split(
 
     `categories`: the label map; None: what labelled videos have. Memory: 40 bytes a record, the split's manifest.
     """
-    if has_unit(folder):
+    if is_whole(folder):
         draft = Draft.of(split, folder)
         log.info("ingest %s: %d records, read before an interruption", split, draft.records)
         return draft
-    with write_unit(folder) as aside:
+    with sealed_folder(folder) as aside:
         write_json(aside / "counts.json", read_split(root, split, aside, max_text, categories, guard))
     return Draft.of(split, folder)
 

@@ -4,15 +4,12 @@ Cuts depend on the ids near them alone: a video that is added or removed changes
 another. A shard's key is a digest of all that its features depend on (encoder, sampling, code, the videos' zips), so
 whoever finds the key may take the shard: a resumed run, a run on a grown split, another process or machine.
 
-<key>.npy    float16 [frames in shard, dim]
-<key>.json   ids, frames per video, rejects, and the digest of the features: written last, so both are there
+<key>.npy        float16 [frames in shard, dim]
+<key>.npy.seal   ids, frames per video, rejects, and the digest of the features: written last, so both are there
 """
 
 import hashlib
-import json
-import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from framefold.storage import write_aside
-
-log = logging.getLogger(__name__)
+from framefold.seals import SEAL, about, is_whole, seal, seal_of
+from framefold.storage import link_or_copy, write_aside
 
 # Videos in a shard: part of the format, since batches end at shard borders and other borders give other bytes.
 MIN_VIDEOS, MEAN_MORE, MAX_VIDEOS = 256, 768, 2048
@@ -63,19 +59,8 @@ class KeptShards:
         self.folder, self.dim = Path(folder), dim
 
     def has(self, key: str) -> bool:
-        """Whether the shard is there and whole; a damaged one is not, and will be written anew."""
-        if not self._sheet(key).is_file():
-            return False
-        try:
-            content = json.loads(self._sheet(key).read_text(encoding="utf-8"))
-            with self._features(key).open("rb") as file:
-                whole = content.pop("sha256") == hashlib.file_digest(file, "sha256").hexdigest()
-            whole = content.pop("digest") == _digest(content) and whole
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            whole = False
-        if not whole:
-            log.warning("%s: damaged, this shard is made again", self._features(key))
-        return whole
+        """Whether the shard is there and whole; a damaged one is to be written anew."""
+        return is_whole(self._features(key))
 
     def write(
         self,
@@ -89,42 +74,29 @@ class KeptShards:
         counts = [int(count) for count in n_frames]
         if features.shape != (sum(counts), self.dim) or features.dtype != np.float16 or len(ids) != len(counts):
             raise ValueError(f"{len(ids)} ids, {sum(counts)} frames, features {features.dtype} {features.shape}")
-        with write_aside(self._features(key)) as aside:
-            with aside.open("wb") as file:
-                np.save(file, features, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-            with aside.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        content = {"ids": list(ids), "n_frames": counts, "rejected": [list(entry) for entry in rejected]}
-        with write_aside(self._sheet(key)) as aside:
-            aside.write_text(json.dumps(content | {"digest": _digest(content), "sha256": sha256}), encoding="utf-8")
+        sheet = {"ids": list(ids), "n_frames": counts, "rejected": [list(entry) for entry in rejected]}
+        # not unsealed before: another process may have made the same shard meanwhile, and be reading it
+        with write_aside(self._features(key)) as aside, aside.open("wb") as file:
+            np.save(file, features, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        seal(self._features(key), sheet)
 
     def read(self, key: str) -> KeptShard:
-        content = json.loads(self._sheet(key).read_text(encoding="utf-8"))
-        return KeptShard(content["ids"], content["n_frames"], [tuple(entry) for entry in content["rejected"]])
+        sheet = about(self._features(key))
+        return KeptShard(sheet["ids"], sheet["n_frames"], [tuple(entry) for entry in sheet["rejected"]])
 
     def link(self, key: str, target: Path) -> None:
-        """The features under another name: a hard link, since nobody writes into either; else a copy."""
-        try:
-            os.link(self._features(key), target)
-        except OSError:
-            shutil.copyfile(self._features(key), target)
+        """The features under another name: nobody writes into either."""
+        link_or_copy(self._features(key), target)
 
     def drop_others(self, keys: Iterable[str]) -> None:
         """Delete all but the shards `keys`."""
         self.folder.mkdir(parents=True, exist_ok=True)  # a split without videos has made none
-        wanted = {path for key in keys for path in (self._sheet(key), self._features(key))}
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.suffix != ".json"):  # sheets first
+        wanted = {path for key in keys for path in (self._features(key), seal_of(self._features(key)))}
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.suffix != SEAL):  # seals first
             if path not in wanted:
                 path.unlink(missing_ok=True)
 
     def _features(self, key: str) -> Path:
         return self.folder / f"{key}.npy"
-
-    def _sheet(self, key: str) -> Path:
-        return self.folder / f"{key}.json"
-
-
-def _digest(content: dict) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

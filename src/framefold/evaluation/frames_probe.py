@@ -1,16 +1,18 @@
 """How much a linear classifier reads from an encoder's frame features: does adapting the encoder help?"""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from framefold.data.decoding import Decoder, DecoderPool, batched
+from framefold.data.decoding import Decoder, decode
 from framefold.data.extraction import Encode, EncodedFrames
 from framefold.data.folds import HOLDOUT, Folds
 from framefold.data.images import Preprocess
 from framefold.data.manifest import SplitManifest
 from framefold.data.videos import fold_rows
+from framefold.data.workers import WorkerPool, batched
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.probe import linear_scores
 
@@ -63,8 +65,9 @@ class FramesProbe:
         """(len(rows), dim): zeros for a video without frames."""
         means = np.zeros((len(self.rows), dim), np.float32)
         manifest, place = SplitManifest(self.root, "labeled"), 0
-        with DecoderPool(Decoder(str(self.root), preprocess, MAX_FRAMES), self.workers) as pool:
-            source = EncodedFrames(manifest, pool.decode, encode, dim, self.batch_size)
+        with WorkerPool(self.workers, lambda: None) as pool:
+            videos = partial(decode, pool, Decoder(str(self.root), preprocess, MAX_FRAMES))
+            source = EncodedFrames(manifest, videos, encode, dim, self.batch_size)
             todo = batched(self.labeled.ids.take(self.rows).to_pylist(), VIDEOS_AT_ONCE)
             for n_frames, features, _ in source.shards(todo):
                 for video in np.split(features.astype(np.float32), np.cumsum(n_frames)[:-1]):

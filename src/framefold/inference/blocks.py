@@ -6,10 +6,7 @@ The name carries the digest of the content, and the content is on the disk befor
 nor a power cut leaves a block that counts and is not whole. Any process may write any block.
 """
 
-import hashlib
-import io
 import logging
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from framefold.errors import UserError
 from framefold.inference.predict import BLOCK
 from framefold.inference.processes import Processes
 from framefold.scratch import Scratch
+from framefold.seals import fits_its_name, named_by_digest
 from framefold.storage import fingerprint_of
 
 NAME = re.compile(r"block-(\d{6})-([0-9a-f]{32})\.npy")
@@ -49,7 +47,7 @@ class BlockFolder:
         whole = set()
         for path in sorted(self.folder.iterdir()):
             match = NAME.fullmatch(path.name)
-            if match and int(match[1]) not in whole and digest_of(path.read_bytes()) == match[2]:
+            if match and int(match[1]) not in whole and fits_its_name(path):
                 whole.add(int(match[1]))
                 continue
             if match:
@@ -59,19 +57,8 @@ class BlockFolder:
 
     def write(self, number: int, block: npt.NDArray[Any]) -> None:
         """Store a block [..., rows, columns]. UserError: it cannot be written, or the folder is no longer there."""
-        buffer = io.BytesIO()
-        np.save(buffer, block, allow_pickle=False)
-        content = buffer.getvalue()
-        aside = self.folder / f"block-{number:06d}.{os.getpid()}.aside"
-        try:
-            with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self.folder / f"block-{number:06d}-{digest_of(content)}.npy")
-            sync_folder(self.folder)
-        except OSError as error:
-            raise UserError(f"{self.folder}: progress cannot be saved ({error}); free the disk and run again") from None
+        with named_by_digest(self.folder, f"block-{number:06d}", ".npy") as file:
+            np.save(file, block, allow_pickle=False)  # type: ignore[call-overload]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         """All blocks in order. UserError: one is missing."""
@@ -97,16 +84,3 @@ def shared_folder(scratch: Scratch, processes: Processes) -> Path:
             "start all of them in the same project folder"
         )
     return scratch.folder / f"blocks-{fingerprint_of(claimed)}"
-
-
-def digest_of(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """A new name is on the disk only when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

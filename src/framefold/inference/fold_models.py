@@ -1,7 +1,5 @@
 """One SWA model per validation fold, its predictions, and what the folds' models say together."""
 
-import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,13 +26,12 @@ from framefold.models.end_to_end import load_student
 from framefold.models.normalization import has_batch_statistics
 from framefold.models.registry import save_model
 from framefold.params.models import InputParams
-from framefold.storage import read_json, sha256_of, write_json
-
-log = logging.getLogger(__name__)
+from framefold.seals import is_whole, sealed
+from framefold.storage import link_or_copy, read_json, write_json
 
 LAST = "last_checkpoint.parquet"  # of the last EMA checkpoint alone: compared with the average, then dropped
 PREDICTED = ("validation.parquet", "holdout.parquet", "test.parquet")
-WEIGHTS, AVERAGED = "model.safetensors", "averaged.json"  # the latter with the former's digest, written last
+WEIGHTS = "model.safetensors"
 COPIED = ("curves.csv", ORIGIN)
 MODEL = (WEIGHTS, "config.json", *COPIED)
 SELECTION = "selection.json"  # what choosing checkpoints on the fold gains; empty where nothing was chosen
@@ -55,26 +52,14 @@ def average_folds(
     """
     for fold, source in sources.items():
         target = folders[fold]
-        if not is_averaged(target):
+        if not is_whole(target / WEIGHTS):
             target.mkdir(exist_ok=True)
             for name in COPIED:
                 shutil.copyfile(source / name, target / name)
             names, gains = choose(fold, source)
-            save_model(target, average(fold, source, names))
             write_json(target / SELECTION, gains)
-            write_json(target / AVERAGED, {"sha256": sha256_of(target / WEIGHTS)})
-
-
-def is_averaged(folder: Path) -> bool:
-    """Whether the weights are those that were written; damaged ones are dropped with a warning."""
-    try:
-        content, weights = (folder / AVERAGED).read_bytes(), sha256_of(folder / WEIGHTS)
-    except FileNotFoundError:
-        return False
-    whole = weights.encode() in content
-    if not whole:
-        log.warning("%s: damaged average dropped", folder)
-    return whole
+            with sealed(target / WEIGHTS):
+                save_model(target, average(fold, source, names))
 
 
 @dataclass(frozen=True)
@@ -134,7 +119,7 @@ class Predictor:
     def parts(self, fold: int, source: Path, target: Path) -> Iterator[Part]:
         """All predictions of a fold: checkpoints in `source`, the average in `target`."""
         validation, holdout = (np.flatnonzero(self.folds.fold == value) for value in (fold, HOLDOUT))
-        average, last = (target, "model.safetensors"), (source, kept_checkpoints(source)[-1])
+        average, last = (target, WEIGHTS), (source, kept_checkpoints(source)[-1])
         yield self.part(fold, "validation.parquet", average, self.labeled, validation)
         yield self.part(fold, "holdout.parquet", average, self.labeled, holdout)
         yield self.part(fold, "test.parquet", average, self.test, np.arange(len(self.test)))
@@ -212,10 +197,3 @@ def publish_folds(folders: Mapping[int, Path], target: Path) -> None:
     for name in ("holdout.parquet", "test.parquet"):
         parts = [read_predictions(folder / name) for folder in folders.values()]
         write_predictions(target / name, parts[0][0], mean_logits([logits for _, logits in parts]))
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -147,10 +147,12 @@ class Encoding:
 
 
 def encoded(encoding: Encoding) -> Shards:
-    """Ahead of the students where they compute on a GPU, or where both have cores of their own."""
-    if load_runtime().torch_device().type == "cuda" or has_room_ahead():
-        return Ahead(encoding, SHARDS_AHEAD)
-    return InTurn(encoding)
+    return Ahead(encoding, SHARDS_AHEAD) if goes_ahead() else InTurn(encoding)
+
+
+def goes_ahead() -> bool:
+    """Where students compute on a GPU, or where both they and the encoder have cores of their own."""
+    return load_runtime().torch_device().type == "cuda" or has_room_ahead()
 
 
 def shares(progress: Progress, encoding: Encoding, shards: Shards) -> dict[str, str]:

@@ -6,14 +6,13 @@ which ends the others; whoever waits here calls `pause`, which then raises.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from framefold.errors import UserError
 from framefold.progress import Progress
-from framefold.runtime import rank
+from framefold.runtime import rank, world
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -31,7 +30,7 @@ class Processes:
     """This process among those of its start; `item` is the stage item they work on. Alone it is the main process."""
 
     def __init__(self, item: str):
-        self.item, self.rank, self.world = item, rank(), int(os.environ.get("WORLD_SIZE", "1"))
+        self.item, self.rank, self.world = item, rank(), world()
         self._store = open_store(item) if self.world > 1 else None
         self._counts: dict[str, int] = {}
 
@@ -97,7 +96,7 @@ def open_store(item: str) -> "Store":
         store, _, _ = next(rendezvous("env://"))
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"{item}: WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes cannot meet "
+            f"{item}: WORLD_SIZE is {world()}, but the processes cannot meet "
             f"({str(error).partition(chr(10))[0]}); start them with torchrun or accelerate launch"
         ) from None
     return PrefixStore(f"framefold/{item}", store)

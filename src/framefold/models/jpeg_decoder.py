@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framefold.data.decoding import Decoded, Files, batched
+from framefold.data.decoding import Decoded, Files
 from framefold.data.frames import FrameError, decode_jpeg
 from framefold.data.images import Preprocess
+from framefold.data.workers import batched
 
 # of the device, not of an image: memory, a broken kernel (the latter has a type of its own in newer versions only)
 DEVICE_ERRORS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))

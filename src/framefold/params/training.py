@@ -14,10 +14,9 @@ class LearningRates(Group):
     text: float = Field(gt=0)  # the text encoder
 
 
-class OptimizationParams(Group):
-    """What the training loop needs, whatever the roles of the parameters are."""
+class StepParams(Group):
+    """How a training steps, however long it lasts."""
 
-    epochs: PositiveInt
     batch_size: PositiveInt  # global: over all processes and accumulation steps
     weight_decay: float = Field(ge=0)
     warmup: float = Field(ge=0, lt=1)  # share of the training's samples; then cosine to zero
@@ -25,12 +24,24 @@ class OptimizationParams(Group):
     ema_decay: float = Field(ge=0, lt=1)  # 0: no EMA
 
 
-class TrainingParams(OptimizationParams):
+class OptimizationParams(StepParams):
+    """What the training loop needs, whatever the roles of the parameters are."""
+
+    epochs: PositiveInt
+
+
+class BatchParams(StepParams):
+    """Of videos, by length or by cost; learning rates by role."""
+
     # null: batches of batch_size samples. A number: batches of like cost, as many samples as keep samples x (longest
     # text + most frames), padding included, within it, and at most batch_size; a sample above it stands alone. The
     # learning rate follows the samples done, but in-batch negatives vary in number with the batch
     batch_tokens: PositiveInt | None
     lr: LearningRates
+
+
+class TrainingParams(BatchParams, OptimizationParams):
+    """All of one training."""
 
 
 class AdversarialParams(Group):

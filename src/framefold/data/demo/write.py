@@ -18,7 +18,7 @@ from framefold.data.demo.plan import SPLITS, Plan, make_plan
 from framefold.data.demo.text import NO_SCREEN_TEXT, Language
 from framefold.data.demo.transcript import edit, transcribe
 from framefold.data.demo.world import World, build_world
-from framefold.data.workers import map_in_processes
+from framefold.data.workers import WorkerPool
 from framefold.params.demo import DemoParams
 from framefold.progress import Progress
 from framefold.storage import write_json
@@ -102,9 +102,8 @@ def write_demo(root: Path, params: DemoParams, workers: int, guard: Callable[[],
     annotations = root / "annotations"
     annotations.mkdir(parents=True, exist_ok=True)
     chunks = [range(start, min(start + CHUNK, len(main.plan.split))) for start in range(0, len(main.plan.split), CHUNK)]
-    made = map_in_processes(make_chunk, chunks, workers, guard, open_studio, (root, params))
-    with contextlib.closing(made):
-        videos = (video for chunk in made for video in chunk)
+    with WorkerPool(workers, guard, open_studio, (root, params)) as pool:
+        videos = (video for chunk in pool.map(make_chunk, chunks) for video in chunk)
         likelihoods = write_annotations(annotations, main.plan, videos)
     write_truths(annotations, main.world, main.plan)
     in_test = main.plan.split == SPLITS.index("test")
