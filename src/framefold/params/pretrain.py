@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from framefold.params.base import Group
 from framefold.params.training import TrainingParams
@@ -33,6 +33,7 @@ class ContrastParams(Group):
 
 class PretrainParams(TrainingParams):
     key: ClassVar[str] = "pretrain"
+    epochs: NonNegativeInt  # 0: no pretraining, students start from scratch (or from their text model's own weights)
     # true: one pretraining per teacher, for the folds that it never saw (strict, teacher.n_folds times the cost)
     per_fold: bool
     held_out: PositiveInt  # videos of the pool that are kept aside to measure masked-token accuracy on
