@@ -20,6 +20,7 @@ from framefold.storage import write_aside, write_folder_aside
 
 WHAT_RUNS = ("src", "stages", "profiles", "dvc.yaml", "params.yaml")
 FRAMEFOLD = (sys.executable, "-c", "from framefold.cli import main; main()")
+ELSEWHERE = ("DVC_ROOT", "DVC_STAGE", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 LAST_LINES = 12  # of a failed run that are shown
 
 
@@ -124,16 +125,21 @@ class Clone:
 
     def _environment(self) -> dict[str, str]:
         """The clone's sources before the installed ones, and this environment's programs before others."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_"))}
-        return inherited | {
+        return environment() | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")])),
         }
 
 
+def environment() -> dict[str, str]:
+    """Without what names another repository, as a git hook or a stage of DVC has it."""
+    return {key: value for key, value in os.environ.items() if key not in ELSEWHERE}
+
+
 def git(folder: Path, *arguments: str) -> str:
     """What git answers. UserError: its last line."""
-    result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    command = ["git", *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     if result.returncode:
         said = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
         raise UserError(f"git {arguments[0]} in {folder}: {said}")
