@@ -57,10 +57,15 @@ class SmallStudy:
             'sleep 60 & echo $$ > "$0/sleeping"; wait; fi'
         )
         outcome = 'name=$(basename "$1" .outcome); echo "$name" >> "$0/ran"; cp "$0/$name"/* "$1"'
-        return Commands(["/bin/sh", "-c", repro, str(self.prepared)], ["/bin/sh", "-c", outcome, str(self.prepared)])
+        scripts = repro, outcome, 'echo tidied >> "$0/ran"'
+        return Commands(*(["/bin/sh", "-c", script, str(self.prepared)] for script in scripts))
 
     def ran(self) -> list[str]:
         """Runs since the last call."""
+        return [name for name in self.started() if name != "tidied"]
+
+    def started(self) -> list[str]:
+        """The same, and when the cache was tidied."""
         path = self.prepared / "ran"
         names = path.read_text().split() if path.is_file() else []
         path.unlink(missing_ok=True)

@@ -270,6 +270,17 @@ def test_a_second_study_waits_for_what_a_killed_one_has_left_running(study):
     assert study.table() == ["bare-0"]
 
 
+def test_the_cache_is_tidied_when_a_seed_is_done_with(study, tmp_path):
+    """Not one that others share."""
+    chosen = {"arms": ["bare", "smoothing"], "seeds": [0, 1]}
+    run(options(**chosen), study.root, study.commands)
+    assert study.started() == ["bare-0", "smoothing-0", "tidied", "bare-1", "smoothing-1"]
+    shutil.rmtree(study.root / "metrics")
+    (study.root / ".ablation/tiny/.dvc").mkdir()
+    run(options(**chosen, cache=tmp_path / "cache"), study.root, study.commands)
+    assert "tidied" not in study.started()
+
+
 def test_two_studies_do_not_share_a_clone(study):
     from framefold.study.workspace import Workspace
 

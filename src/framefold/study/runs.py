@@ -106,6 +106,8 @@ def work_off(runs: Sequence[Run], clone: Clone, records: Records, code: str, bud
             break
         about = "" if expected is None else f", about {expected / 60:.1f} minutes"
         log.info(f"ablate {records.dataset} {run.name}: {number} of {len(runs)}{about}")
+        if number > 1 and run.seed != runs[number - 2].seed:
+            make_room(clone)
         try:
             perform(run, clone, records, code)
         except RunFailedError as error:
@@ -115,6 +117,14 @@ def work_off(runs: Sequence[Run], clone: Clone, records: Records, code: str, bud
         if commit:
             commit_results(run, records)
     return failed
+
+
+def make_room(clone: Clone) -> None:
+    """A seed is done with. Room that could not be made is no failure, until there is none left."""
+    try:
+        clone.tidy()
+    except RunFailedError as error:
+        log.warning(f"ablate: the cache was not tidied, {error}")
 
 
 def perform(run: Run, clone: Clone, records: Records, code: str) -> None:

@@ -34,11 +34,13 @@ class Commands:
 
     repro: Sequence[str]
     outcome: Sequence[str]  # with one more argument: the folder that it fills (see `framefold.study.outcome`)
+    tidy: Sequence[str]  # drops what the cache holds of other runs than the last one
 
 
 def commands(jobs: int, gpus: Sequence[str]) -> Commands:
     slots = ["--gpus", ",".join(gpus)] if gpus else ["--jobs", str(jobs)]
-    return Commands([*FRAMEFOLD, "repro", *slots], [sys.executable, "-m", "framefold.study.outcome"])
+    outcome = [sys.executable, "-m", "framefold.study.outcome"]
+    return Commands([*FRAMEFOLD, "repro", *slots], outcome, ["dvc", "gc", "--workspace", "--force"])
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Workspace:
                 raise UserError(f"{self.folder}: another study, or what one has started, is at work there") from None
             commit = self._committed()
             self._check_out(commit)
-            yield Clone(self.folder, self.commands, commit, lock)
+            yield Clone(self.folder, self.commands, commit, lock, shared_cache=self.cache is not None)
 
     def _committed(self) -> str:
         changes = git(self.root, "status", "--porcelain", "--", *WHAT_RUNS)
@@ -90,6 +92,7 @@ class Clone:
     commands: Commands
     commit: str
     lock: IO[str]  # passes on to what is started: if the study alone is killed, the next one waits for the rest
+    shared_cache: bool
 
     def run(self, name: str, params: dict[str, Any]) -> Path:
         """Reproduce the pipeline with `params`; returns the outcome's folder. RunFailedError: what was said last."""
@@ -103,6 +106,13 @@ class Clone:
             self._start(self.commands.repro, log)
             self._start([*self.commands.outcome, str(outcome)], log)
         return outcome
+
+    def tidy(self) -> None:
+        """Make room when a seed is done with: no run with another one can use what its training has left."""
+        if self.shared_cache:
+            return
+        with (self.folder / "logs" / "study" / "tidy.log").open("w", encoding="utf-8") as log:
+            self._start(self.commands.tidy, log)
 
     def _start(self, command: Sequence[str], log: IO[str]) -> None:
         process = subprocess.Popen(
