@@ -62,10 +62,14 @@ def main() -> None:
                 seed_everything(seed)
                 model = build(arch, params, student, size, pool)
                 start_from_topics(model.backbone, student.text, pool.training.rows, seed)
-                result = pretrain(model, pool, params, params.of(arch), seed, precision, own)
+                lasts = params.epochs[arch] > 0
+                result = pretrain(model, pool, params, params.of(arch), seed, precision, own) if lasts else None
                 if is_main_process():
                     with scratch.sealed(variant) as folder:
-                        keep(folder, result, pool, params, own)
+                        if result is None:
+                            keep_start(folder, model, own)
+                        else:
+                            keep(folder, result, pool, params, own)
                 own.finish()
         if is_main_process():
             publish(scratch, list(variants), round_.models / "pretrain" / arch)
@@ -111,6 +115,14 @@ def keep(folder: Path, result: TrainResult, pool: Pool, params: PretrainParams, 
         save_model(aside, result.ema.backbone)  # type: ignore[arg-type]
         write_curves(aside / "curves.csv", result.history)
         write_json(aside / "metrics.json", report | last | {"videos": len(pool.training)})
+        scratch.guard()
+
+
+def keep_start(folder: Path, model: PretrainingModel, scratch: Scratch) -> None:
+    """0 epochs: the weights that pretraining would have started from. Nothing is measured, as nothing was learned."""
+    with write_folder_aside(folder) as aside:
+        save_model(aside, model.backbone)
+        write_json(aside / "metrics.json", {"videos": 0})
         scratch.guard()
 
 

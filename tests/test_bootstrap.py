@@ -73,3 +73,47 @@ def test_25_000_samples_of_200_classes_take_seconds():
     started = time.perf_counter()
     score_interval(truth, np.where(rng.random(25_000) < 0.7, truth, rng.integers(0, 200, 25_000)), categories, 1000, 0)
     assert time.perf_counter() - started < 15
+
+
+def plain_difference(truth, first, second, rows):
+    """The mean score of some runs minus that of others on resampled videos, run by run."""
+
+    def mean(runs):
+        return np.mean([official_scores(truth[rows], labels[rows], CATEGORIES)["score"] for labels in runs])
+
+    return mean(first) - mean(second)
+
+
+def test_runs_with_several_seeds_are_compared_on_the_same_resampled_videos():
+    """The multinomial over (truth, labels of every run) against a plain loop that resamples videos."""
+    rng = np.random.default_rng(6)
+    truth = rng.integers(0, 20, 300)
+    easy = rng.random(300) < 0.5
+    first = np.stack([np.where(easy, truth, noisy(truth, 0.4, rng)) for _ in range(3)])
+    second = np.stack([np.where(easy, truth, noisy(truth, 0.2, rng)) for _ in range(3)])
+    pair = paired_difference(truth, first, second, CATEGORIES, bootstrap=2000, seed=1)
+    drawn = [plain_difference(truth, first, second, rng.integers(0, 300, 300)) for _ in range(600)]
+    assert abs(pair["difference"] - plain_difference(truth, first, second, np.arange(300))) < 1e-12
+    assert np.abs(np.subtract(percentile_interval(np.array(drawn)), (pair["low"], pair["high"]))).max() < 0.012
+
+
+def test_one_run_given_thrice_is_one_run():
+    rng = np.random.default_rng(7)
+    truth = rng.integers(0, 20, 200)
+    first, second = noisy(truth, 0.6, rng), noisy(truth, 0.5, rng)
+    one = paired_difference(truth, first, second, CATEGORIES, bootstrap=200, seed=0)
+    thrice = paired_difference(truth, np.stack([first] * 3), np.stack([second] * 3), CATEGORIES, bootstrap=200, seed=0)
+    assert all(abs(one[name] - thrice[name]) < 1e-12 for name in one)
+
+
+def test_pairing_by_video_holds_over_seeds():
+    """Runs that err on the same videos: resampling each side by itself would hide the gain."""
+    rng = np.random.default_rng(8)
+    truth = rng.integers(0, 20, 1500)
+    weaker = noisy(truth, 0.6, rng)
+    seconds = np.stack([weaker] * 3)
+    firsts = np.stack([np.where(rng.random(1500) < 0.04, truth, weaker) for _ in range(3)])
+    pair = paired_difference(truth, firsts, seconds, CATEGORIES, bootstrap=500, seed=0)
+    alone = [score_interval(truth, side, CATEGORIES, bootstrap=500, seed=0) for side in (firsts, seconds)]
+    assert pair["low"] > 0
+    assert alone[0][0] < alone[1][1]

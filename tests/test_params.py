@@ -140,7 +140,7 @@ def test_honest_pretraining_needs_the_teachers_of_its_folds(params):
     assert "teachers [2]" in refusal(params)
 
 
-@pytest.mark.parametrize("epochs", [5, {"single_stream": 5, "dual_stream": 0}, {"triple_stream": 5}])
+@pytest.mark.parametrize("epochs", [5, {"single_stream": 5, "dual_stream": -1}, {"triple_stream": 5}])
 def test_pretraining_lasts_a_number_of_epochs_for_each_architecture(params, epochs):
     assert "pretrain.epochs" in refusal(changed(params, "pretrain.epochs", epochs))
 

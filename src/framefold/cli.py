@@ -1,6 +1,7 @@
 """The `framefold` command. The pipeline itself is run by `dvc repro`, or `framefold repro`."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from framefold.errors import command
@@ -33,6 +34,13 @@ def repro(arguments: argparse.Namespace) -> None:
     repro(arguments.jobs, arguments.gpus)
 
 
+def ablate(arguments: argparse.Namespace) -> None:
+    from framefold.study import command
+
+    handler = {"dry": command.show, "report": command.report, None: command.run}[arguments.instead]
+    handler(command.Options(**{field.name: getattr(arguments, field.name) for field in fields(command.Options)}))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="framefold", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -48,10 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     part.set_defaults(handler=profile)
 
     part = commands.add_parser("repro", help="dvc repro with stages side by side that do not wait for each other")
-    slots = part.add_mutually_exclusive_group()
-    slots.add_argument("--jobs", type=number_of_jobs, default=1, metavar="N", help="stages at a time (default: 1)")
-    slots.add_argument("--gpus", type=gpu_names, default=(), metavar="0,1", help="one stage at a time on each of these")
+    add_slots(part)
     part.set_defaults(handler=repro)
+
+    part = commands.add_parser("ablate", help="run what is left of studies/STUDY.yaml: each method on and off")
+    add_ablate_arguments(part)
+    part.set_defaults(handler=ablate)
 
     part = commands.add_parser("predict", help="label new videos with a finished ensemble")
     part.add_argument("--data", type=Path, required=True, metavar="DIR", help="annotations/test.json and its frames")
@@ -59,6 +69,47 @@ def build_parser() -> argparse.ArgumentParser:
     part.add_argument("--bundle", type=Path, default=Path("models/ensemble"), metavar="DIR")
     part.set_defaults(handler=predict)
     return parser
+
+
+def add_slots(part: argparse.ArgumentParser) -> None:
+    slots = part.add_mutually_exclusive_group()
+    slots.add_argument("--jobs", type=number_of_jobs, default=1, metavar="N", help="stages at a time (default: 1)")
+    slots.add_argument("--gpus", type=gpu_names, default=(), metavar="0,1", help="one stage at a time on each of these")
+
+
+def add_ablate_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("study", metavar="STUDY", help="demo, realset, or your own file in studies/")
+    part.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of all arms, e.g. data.root=DIR")
+    instead = part.add_mutually_exclusive_group()
+    instead.add_argument("--dry", dest="instead", action="store_const", const="dry", help="tell what would run")
+    instead.add_argument(
+        "--report",
+        dest="instead",
+        action="store_const",
+        const="report",
+        help="tables and picture of what is recorded",
+    )
+    part.add_argument("--arms", type=names, default=(), metavar="A,B", help="or kinds: ladder, default, without, added")
+    part.add_argument("--seeds", type=numbers, default=(), metavar="0,1", help="these in place of the study's")
+    part.add_argument("--budget", type=float, metavar="MINUTES", help="start nothing that would probably take longer")
+    part.add_argument("--workdir", type=Path, metavar="DIR", help="clone that is run in (default: .ablation/<dataset>)")
+    part.add_argument("--cache", type=Path, metavar="DIR", help="DVC cache to share (default: the clone's own)")
+    part.add_argument("--commit", action="store_true", help="commit the results of each run")
+    part.add_argument("--keep-stale", action="store_true", help="keep results of other params or code")
+    add_slots(part)
+
+
+def names(text: str) -> list[str]:
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as bare,default")
+    return found
+
+
+def numbers(text: str) -> list[int]:
+    if not all(part.strip().isascii() and part.strip().isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0,1")
+    return [int(part) for part in text.split(",")]
 
 
 def number_of_jobs(text: str) -> int:

@@ -46,29 +46,38 @@ def score_entry(truth: np.ndarray, scores: np.ndarray, categories: Sequence[str]
 def score_interval(
     truth: np.ndarray, predicted: np.ndarray, categories: Sequence[str], bootstrap: int, seed: int
 ) -> tuple[float, float]:
-    outcomes, counts = distinct_outcomes(truth, predicted)
+    """95 % interval of the official score of labels (N,), or of the mean score of R models' labels (R, N)."""
+    outcomes, counts = distinct_outcomes(truth, *np.atleast_2d(predicted))
     level1 = level1_of(categories)
-    blocks = (
-        f1_parts(block, outcomes[:, 0], outcomes[:, 1], level1)["score"]
-        for block in resampled_counts(counts, bootstrap, seed)
-    )
+    blocks = (mean_score(block, outcomes, level1) for block in resampled_counts(counts, bootstrap, seed))
     return percentile_interval(np.concatenate(list(blocks)))
 
 
 def paired_difference(
     truth: np.ndarray, first: np.ndarray, second: np.ndarray, categories: Sequence[str], bootstrap: int, seed: int
 ) -> Entry:
-    """Official score of the labels `first` minus that of `second` on the same samples, with its 95 % interval."""
-    outcomes, counts = distinct_outcomes(truth, first, second)
-    level1 = level1_of(categories)
+    """Official score of the labels `first` minus that of `second` on the same samples, with its 95 % interval.
+
+    Labels (N,), or (R, N) of R runs of each side (seeds): then the difference of the two mean scores. The samples are
+    resampled, the same for all runs; the runs are not, so their spread is no part of the interval.
+    """
+    first, second = np.atleast_2d(first), np.atleast_2d(second)
+    outcomes, counts = distinct_outcomes(truth, *first, *second)
+    level1, sides = level1_of(categories), np.split(outcomes[:, 1:], [len(first)], axis=1)
 
     def difference(block: np.ndarray) -> np.ndarray:
-        a, b = (f1_parts(block, outcomes[:, 0], outcomes[:, i], level1)["score"] for i in (1, 2))
+        a, b = (mean_score(block, np.column_stack([outcomes[:, 0], side]), level1) for side in sides)
         return a - b
 
     resampled = np.concatenate([difference(block) for block in resampled_counts(counts, bootstrap, seed)])
     low, high = percentile_interval(resampled)
     return {"difference": float(difference(counts[None])[0]), "low": low, "high": high, "n": len(truth)}
+
+
+def mean_score(counts: np.ndarray, outcomes: np.ndarray, level1: np.ndarray) -> np.ndarray:
+    """(W,) mean official score of R runs under W weightings (W, U) of outcomes (U, 1 + R): truth, then their labels."""
+    truth, *runs = outcomes.T
+    return np.mean([f1_parts(counts, truth, labels, level1)["score"] for labels in runs], axis=0)
 
 
 def distinct_outcomes(*labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

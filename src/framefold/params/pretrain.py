@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal, Self, get_args
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from framefold.params.base import Group
 from framefold.params.labels import LabelParams
@@ -35,7 +35,7 @@ class ContrastParams(Group):
 
 class PretrainParams(BatchParams):
     key: ClassVar[str] = "pretrain"
-    epochs: dict[Arch, PositiveInt]
+    epochs: dict[Arch, NonNegativeInt]  # 0: students start from scratch, or from their text model's own weights
     # true: one pretraining per teacher, for the folds that it never saw (strict, teacher.n_folds times the cost)
     per_fold: bool
     held_out: PositiveInt  # videos of the pool that are kept aside to measure masked-token accuracy on

@@ -28,15 +28,20 @@ def apply_profile(name: str, overrides: Sequence[str], root: Path | str = ".") -
 
     The result is validated as a whole before anything is written. Raises UserError, and params.yaml stays as it was.
     """
-    root = Path(root)
-    params = _read(root / PARAMS_FILE)
-    merge(params, _read(_profile_path(root / "profiles", name)), f"profile {name}")
+    text = _dump(merged(name, overrides, root))
+    validate_all(yaml.safe_load(text))
+    with write_aside(Path(root) / PARAMS_FILE) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def merged(name: str | None, overrides: Sequence[str], root: Path | str = ".") -> CommentedMap:
+    """params.yaml under `root`, a profile (None: no profile) and `key=value` overrides merged in; not validated."""
+    params = _read(Path(root) / PARAMS_FILE)
+    if name is not None:
+        merge(params, _read(_profile_path(Path(root) / "profiles", name)), f"profile {name}")
     for override in overrides:
         set_value(params, *parse_override(override))
-    text = _dump(params)
-    validate_all(yaml.safe_load(text))
-    with write_aside(root / PARAMS_FILE) as aside:
-        aside.write_text(text, encoding="utf-8")
+    return params
 
 
 def merge(params: dict[Any, Any], changes: dict[Any, Any], source: str, path: tuple[str, ...] = ()) -> None:

@@ -1,0 +1,177 @@
+"""A study, `studies/<name>.yaml`, and the arms that it consists of.
+
+Three questions, three lists. `ladder`: from the bare model to the full recipe, each arm the one before with some
+settings set (`overrides`) or taken back to the recipe's own (`restore`). `without`: the recipe without one method.
+`added`: the recipe with one method more. The recipe itself, params.yaml as the study's profile leaves it, is the arm
+`default`.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from framefold.errors import UserError
+from framefold.params.base import Group, validate, value_at
+from framefold.params.profiles import merged, parse_override, set_value
+from framefold.params.validation import validate_all
+from framefold.study.machine_paths import absolute
+
+FOLDER = Path("studies")
+DEFAULT = "default"
+NAME = r"^[a-z0-9_]+$"  # of a file
+Kind = Literal["ladder", "default", "without", "added"]
+Params = dict[str, Any]
+
+
+class Change(Group):
+    """One arm, as the file states it."""
+
+    name: str = Field(pattern=NAME)
+    what: str = Field(min_length=1)  # one line for the report
+    overrides: dict[str, Any] = Field(default_factory=dict)  # dotted key of params.yaml: value
+
+    @model_validator(mode="after")
+    def changes_something(self) -> "Change":
+        if not self.overrides and not getattr(self, "restore", ()):
+            raise ValueError("changes nothing")
+        return self
+
+
+class Rung(Change):
+    restore: list[str] = Field(default_factory=list)  # dotted keys that go back to the recipe's value
+
+
+class SeedLists(Group):
+    """Seeds of the arms by kind; the arm `default` has those of all."""
+
+    ladder: list[int] = Field(min_length=1)
+    without: list[int] = Field(min_length=1)
+    added: list[int] = Field(min_length=1)
+
+
+class ResamplingParams(Group):
+    resamples: PositiveInt  # of the paired bootstrap
+    seed: int
+
+
+class Study(Group):
+    dataset: str = Field(pattern=NAME)
+    profile: str | None  # profiles/<name>.yaml is the recipe; null: params.yaml as it is
+    overrides: dict[str, Any]  # of all arms: what makes the study affordable
+    seeds: SeedLists
+    bootstrap: ResamplingParams
+    ladder: list[Rung]
+    without: list[Change]
+    added: list[Change]
+
+    @model_validator(mode="after")
+    def each_name_once(self) -> "Study":
+        names = [DEFAULT, *(change.name for change in (*self.ladder, *self.without, *self.added))]
+        if double := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several arms are called {', '.join(double)}")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """All that a run needs but the seed, and what the arm is compared with."""
+
+    name: str
+    kind: Kind
+    what: str
+    params: Params
+    seeds: tuple[int, ...]
+    rival: str | None  # ladder: the rung before; without, added: the recipe; None: nothing
+
+
+def read_study(name: str, root: Path) -> Study:
+    """`studies/<name>.yaml` under `root`. UserError: there is none, or what is wrong with it."""
+    path = root / FOLDER / f"{name}.yaml"
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = ", ".join(sorted(path.stem for path in (root / FOLDER).glob("*.yaml"))) or "no studies there"
+        raise UserError(f"study {name}: not in {root / FOLDER}/ ({names})") from None
+    except (OSError, YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    return validate(Study, content, name, path)
+
+
+def expand(study: Study, overrides: Sequence[str], root: Path) -> list[Arm]:
+    """The arms in order: ladder, default, without, added. `overrides` (key=value) hold for all of them.
+
+    UserError names the arm whose params could not be run. Paths in params become absolute, as a run has a folder of its
+    own.
+    """
+    recipe = changed(_plain(merged(study.profile, (), root)), study.overrides, "overrides")
+    given = dict(map(_key_and_value, overrides))
+    recipe = absolute(changed(recipe, given, "command line"), root)
+    arms = [
+        *_ladder(study, recipe),
+        Arm(DEFAULT, "default", "the recipe", recipe, _all_seeds(study), None),
+        *_single(study.without, "without", tuple(study.seeds.without), recipe),
+        *_single(study.added, "added", tuple(study.seeds.added), recipe),
+    ]
+    for arm in arms:
+        validate_all(arm.params, f"study {study.dataset}, arm {arm.name}")
+    return arms
+
+
+def _ladder(study: Study, recipe: Params) -> list[Arm]:
+    arms: list[Arm] = []
+    params = recipe
+    for rung in study.ladder:
+        params = restored(changed(params, rung.overrides, f"arm {rung.name}"), rung.restore, recipe)
+        rival = arms[-1].name if arms else None
+        arms.append(Arm(rung.name, "ladder", rung.what, params, tuple(study.seeds.ladder), rival))
+    return arms
+
+
+def _single(changes: Sequence[Change], kind: Kind, seeds: tuple[int, ...], recipe: Params) -> list[Arm]:
+    return [
+        Arm(each.name, kind, each.what, changed(recipe, each.overrides, f"arm {each.name}"), seeds, DEFAULT)
+        for each in changes
+    ]
+
+
+def _all_seeds(study: Study) -> tuple[int, ...]:
+    lists = study.seeds.ladder, study.seeds.without if study.without else [], study.seeds.added if study.added else []
+    return tuple(dict.fromkeys(seed for seeds in lists for seed in seeds))
+
+
+def changed(params: Params, overrides: Mapping[str, Any], source: str) -> Params:
+    """A copy of `params` with dotted keys set. UserError: a key that is not there."""
+    copied = copy.deepcopy(params)
+    for key, value in overrides.items():
+        try:
+            set_value(copied, key.split("."), copy.deepcopy(value))
+        except UserError as error:
+            raise UserError(f"study, {source}: {error}") from None
+    return copied
+
+
+def restored(params: Params, keys: Sequence[str], recipe: Params) -> Params:
+    return changed(params, {key: value_at(recipe, key, "study, restore") for key in keys}, "restore")
+
+
+def _key_and_value(override: str) -> tuple[str, Any]:
+    keys, value = parse_override(override)
+    return ".".join(keys), _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Values as ruamel's round trip reads them -> plain ones."""
+    if isinstance(value, (CommentedMap, dict)):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (CommentedSeq, list)):
+        return [_plain(inner) for inner in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value

@@ -1,0 +1,95 @@
+"""`framefold ablate`: run what is left of a study, or tell what is left, or report what there is."""
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from framefold.errors import UserError
+from framefold.study.arms import expand, read_study
+from framefold.study.digests import code_digest
+from framefold.study.records import SCRATCH, Records
+from framefold.study.runs import Budget, Left, expected_minutes, expected_seconds, left, planned, work_off
+from framefold.study.workspace import Commands, Workspace, commands
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    study: str
+    overrides: Sequence[str]  # key=value, of all arms
+    workdir: Path | None  # None: .ablation/<dataset>
+    cache: Path | None  # DVC's; None: the workdir's own
+    budget: float | None  # minutes
+    seeds: Sequence[int]  # none: the study's
+    arms: Sequence[str]  # names or kinds; none: all
+    jobs: int
+    gpus: Sequence[str]
+    keep_stale: bool
+    commit: bool
+
+
+def run(options: Options, root: Path = Path(), own: Commands | None = None) -> None:
+    """Run what is left. UserError: a run failed; all others are done. `own`: what to start in place of the pipeline."""
+    root = root.resolve()
+    study, code = read_study(options.study, root), code_digest(root)
+    records, rest = Records(root, study.dataset), what_is_left(options, root, code)
+    for each in rest.stale:
+        log.warning(f"ablate {study.dataset} {each.name}: made with other params or code, will be replaced")
+    if not rest.runs:
+        log.info(f"ablate {study.dataset}: nothing left to run")
+        return
+    folder = options.workdir.resolve() if options.workdir else root / SCRATCH / study.dataset
+    workspace = Workspace(root, folder, own or commands(options.jobs, options.gpus), options.cache)
+    budget = Budget(options.budget)
+    with ending_by_signal(), workspace.opened() as clone:
+        failed = work_off(rest.runs, clone, records, code, budget, options.commit)
+    if failed:
+        raise UserError(f"ablate: {', '.join(each.name for each in failed)} failed, see above; the rest is recorded")
+
+
+@contextlib.contextmanager
+def ending_by_signal() -> Iterator[None]:
+    """SIGTERM and SIGINT end what runs, which saves and stops, and then this process."""
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def what_is_left(options: Options, root: Path, code: str) -> Left:
+    study = read_study(options.study, root)
+    runs = planned(expand(study, options.overrides, root), options.arms, options.seeds)
+    return left(runs, Records(root, study.dataset).made(), code, options.keep_stale)
+
+
+def show(options: Options, root: Path = Path()) -> None:
+    """What would run, in order."""
+    root = root.resolve()
+    study, rest = read_study(options.study, root), what_is_left(options, root, code_digest(root))
+    made = Records(root, study.dataset).made()
+    for each in rest.runs:
+        seconds = expected_seconds(each, made)
+        length = "      ?" if seconds is None else f"{seconds / 60:7.1f}"
+        log.info(f"{length} min  {each.name}{' (made with other params or code)' if each in rest.stale else ''}")
+    log.info(f"ablate {study.dataset}: {len(rest.runs)} runs left, {expected_minutes(rest.runs, made)}")
+
+
+def report(options: Options, root: Path = Path()) -> None:
+    """Tables in docs/experiments.md and a picture, from what is recorded."""
+    from framefold.study.report import write_report
+
+    root = root.resolve()
+    study = read_study(options.study, root)
+    write_report(study, expand(study, options.overrides, root), root)

@@ -1,0 +1,164 @@
+"""A study as Markdown tables and a picture, from the committed files alone, so that it can be told on any machine.
+
+The tables stand in docs/experiments.md between two comments; what was there between them is replaced.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from framefold.errors import UserError
+from framefold.storage import write_aside
+from framefold.study.arms import DEFAULT, Arm, ResamplingParams, Study
+from framefold.study.outcome import ONE_FOLD
+from framefold.study.picture import Interval, draw
+from framefold.study.records import SPLITS, Records, Row
+from framefold.study.worth import LABELED, Mean, Results, Worth, sides
+
+PAGE = Path("docs/experiments.md")
+TITLES = {
+    "ladder": "From the bare model to the full recipe",
+    "without": "The recipe without one method",
+    "added": "The recipe with one method more",
+}
+METHOD = """Scores are means over seeds ± their standard deviation. What a method is worth: the score with it minus the
+score without it, mean over the seeds that both arms have; in brackets the 95 % interval of a paired bootstrap over
+videos ({resamples} resamples, the runs as they are), then ± the standard deviation over seeds. A method helps or hurts
+where the interval excludes zero: on out of fold and holdout together, by which defaults may be chosen, and on test,
+which is only reported. After distillation out of fold is optimistic and the holdout honest."""
+NONE = "–"
+DRAWN = (LABELED, "test")
+PLACES = {LABELED: "out of fold + holdout", "holdout": "holdout", "test": "test"}
+
+
+def write_report(study: Study, arms: Sequence[Arm], root: Path) -> None:
+    """UserError: nothing is recorded yet, or the records contradict each other."""
+    results = Results(Records(root, study.dataset))
+    known = [arm for arm in arms if results.seeds(arm.name)]
+    if not known:
+        raise UserError(f"ablate: nothing is recorded of {study.dataset}; run `framefold ablate {study.dataset}` first")
+    picture = Path(f"docs/ablation-{study.dataset}.svg")
+    tables = page(study, known, results, picture)
+    drawn = draw(intervals(known, results, study.bootstrap), [PLACES[pool] for pool in DRAWN])
+    put_between_markers(root / PAGE, study.dataset, tables)
+    with write_aside(root / picture) as aside:
+        aside.write_text(drawn, encoding="utf-8")
+
+
+def page(study: Study, arms: Sequence[Arm], results: Results, picture: Path) -> str:
+    parts = [introduction(study, results), f"![What each method is worth]({picture.name})"]
+    for kind, title in TITLES.items():
+        own = [arm for arm in arms if arm.kind == kind or (kind == "without" and arm.name == DEFAULT)]
+        if any(arm.kind == kind for arm in own):
+            parts += [f"### {study.dataset}: {title.lower()}", table(own, results, study.bootstrap, kind == "ladder")]
+    if models := models_table(results.records.model_rows()):
+        parts += [f"### {study.dataset}: models of the recipe, and the linear probe", models]
+    return "\n\n".join(parts)
+
+
+def introduction(study: Study, results: Results) -> str:
+    rows = results.rows.values()
+    codes, commits = ({row[name] for row in rows} for name in ("code", "commit"))
+    hours = sum(float(row["seconds"]) for row in {(r["arm"], r["seed"]): r for r in rows}.values()) / 3600
+    runs = len({(row["arm"], row["seed"]) for row in rows})
+    mixed = f" **The runs are of {len(codes)} versions of the code.**" if len(codes) > 1 else ""
+    return (
+        f"`framefold ablate {study.dataset}` made these {runs} runs in {hours:.1f} hours "
+        f"(commits {', '.join(sorted(commits))}), `framefold ablate {study.dataset} --report` these tables.{mixed}\n"
+        f"{METHOD.format(resamples=study.bootstrap.resamples)}"
+    )
+
+
+def table(arms: Sequence[Arm], results: Results, bootstrap: ResamplingParams, ladder: bool) -> str:
+    """A row an arm; a ladder also says what all rungs so far are worth."""
+    first = arms[0].name
+    columns = ["arm", "what", "seeds", *(split.replace("_", " ") for split in SPLITS)]
+    columns += [f"worth, {place}" for place in PLACES.values()] + ["verdict", "on test"]
+    rows = []
+    for arm in arms:
+        cells = [arm.name, arm.what, str(len(results.seeds(arm.name)))]
+        cells += [score_cell(results.score(arm.name, split)) for split in SPLITS]
+        pair = sides(arm)
+        worths = {pool: results.worth(*pair, pool, bootstrap) if pair else None for pool in PLACES}
+        cells += [worth_cell(worth) for worth in worths.values()]
+        cells += [worth.verdict if worth else NONE for worth in (worths[LABELED], worths["test"])]
+        if ladder:
+            so_far = results.worth(arm.name, first, "test", bootstrap) if arm.name != first else None
+            cells.append(worth_cell(so_far))
+        rows.append(cells)
+    return markdown([*columns, *(["since the first, test"] if ladder else [])], rows)
+
+
+def models_table(rows: Sequence[Row]) -> str:
+    """Of the recipe; means over seeds, of the scores and of the ends of their intervals."""
+    own = [row for row in rows if row["arm"] == DEFAULT]
+    names = sorted({row["model"] for row in own}, key=lambda name: (name.startswith("probe"), name))
+    if not names:
+        return ""
+    cells = [
+        [model_name(name), *(interval_cell([r for r in own if (r["model"], r["split"]) == (name, s)]) for s in SPLITS)]
+        for name in names
+    ]
+    note = (
+        "Out of fold each video is judged by one model, on holdout and test an architecture's score is that of its "
+        "folds' blend:\ncompare out of fold with the mean of single fold models."
+    )
+    return f"{note}\n\n{markdown(['model', *(split.replace('_', ' ') for split in SPLITS)], cells)}"
+
+
+def model_name(name: str) -> str:
+    if name.endswith(f"_{ONE_FOLD}"):
+        return f"{name.removesuffix(f'_{ONE_FOLD}')}, mean of single fold models"
+    return name.replace("probe_", "linear probe, ").replace("best_fold", "best single fold model")
+
+
+def interval_cell(rows: Sequence[Row]) -> str:
+    if not rows:
+        return NONE
+    score, low, high = (np.mean([float(row[name]) for row in rows]) for name in ("score", "score_low", "score_high"))
+    return f"{score:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def score_cell(mean: Mean | None) -> str:
+    if mean is None:
+        return NONE
+    return f"{mean.value:.4f}" + ("" if mean.spread is None else f" ± {mean.spread:.4f}")
+
+
+def worth_cell(worth: Worth | None) -> str:
+    if worth is None:
+        return NONE
+    text = f"{worth.difference:+.4f} [{worth.low:+.4f}, {worth.high:+.4f}]"
+    return text + ("" if worth.spread is None else f" ± {worth.spread:.4f}")
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def intervals(arms: Sequence[Arm], results: Results, bootstrap: ResamplingParams) -> list[Interval]:
+    """For the picture: what each arm's method is worth, on the labelled videos and on test."""
+    found = []
+    for arm in arms:
+        pair = sides(arm)
+        if pair is None:
+            continue
+        worths = [results.worth(*pair, pool, bootstrap) for pool in DRAWN]
+        ends = [(worth.difference, worth.low, worth.high) if worth else None for worth in worths]
+        found.append(Interval(TITLES[arm.kind], arm.name, ends))
+    return found
+
+
+def put_between_markers(path: Path, dataset: str, text: str) -> None:
+    """In place of what is there; at the end of the page, under a heading, where the markers are missing."""
+    begin, end = f"<!-- ablation of {dataset} -->", f"<!-- end of the ablation of {dataset} -->"
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    block = f"{begin}\n{text}\n{end}"
+    after, found = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: block, before, count=1, flags=re.DOTALL)
+    if not found:
+        after = f"{before.rstrip()}\n\n## Ablation: {dataset}\n\n{block}\n"
+    with write_aside(path) as aside:
+        aside.write_text(after, encoding="utf-8")

@@ -1,0 +1,160 @@
+"""What a study consists of: .venv/bin/python -m pytest tests/test_study_arms.py"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_study import ROOT, SmallStudy, make
+
+from framefold.errors import UserError
+from framefold.params.base import value_at
+from framefold.study.arms import Arm, expand, read_study
+from framefold.study.digests import code_digest, meaning, params_digest
+
+STUDIES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
+RECIPE = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> SmallStudy:
+    return make(tmp_path)
+
+
+def arms_of(study: SmallStudy, *overrides: str) -> dict[str, Arm]:
+    return {arm.name: arm for arm in expand(read_study("tiny", study.root), overrides, study.root)}
+
+
+def differing(first: Any, second: Any, prefix: str = "") -> set[str]:
+    """Dotted keys whose values differ."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return set() if first == second else {prefix.rstrip(".")}
+    keys = first.keys() | second.keys()
+    return {key for name in keys for key in differing(first.get(name), second.get(name), f"{prefix}{name}.")}
+
+
+def test_the_default_is_the_recipe_with_the_overrides_of_the_study(study):
+    assert differing(arms_of(study)["default"].params, RECIPE) == {"finetune.epochs"}
+
+
+def test_a_rung_is_the_one_before_with_its_own_change_alone(study):
+    arms = arms_of(study)
+    ladder = [arm for arm in arms.values() if arm.kind == "ladder"]
+    changes = [differing(low.params, high.params) for low, high in itertools.pairwise(ladder)]
+    assert changes == [{"finetune.label_smoothing", "folds"}, {"average_weights.last"}]
+    assert differing(ladder[0].params, arms["default"].params) == set().union(*changes)
+    assert [arm.rival for arm in ladder] == [None, "bare", "smoothing"]
+
+
+def test_an_arm_without_or_added_differs_from_the_recipe_by_its_own_change_alone(study):
+    arms = arms_of(study)
+    for name, key, value in (
+        ("no_smoothing", "finetune.label_smoothing", 0),
+        ("pgd", "finetune.adversarial.method", "pgd"),
+    ):
+        assert differing(arms[name].params, arms["default"].params) == {key}
+        assert value_at(arms[name].params, key, "") == value
+        assert arms[name].rival == "default"
+
+
+def test_the_recipe_is_run_with_every_seed_that_an_arm_has(study):
+    study.write_study(seeds={"ladder": [0, 5], "without": [0, 1], "added": [9]})
+    arms = arms_of(study)
+    assert arms["default"].seeds == (0, 5, 1, 9)
+    assert (arms["bare"].seeds, arms["pgd"].seeds) == ((0, 5), (9,))
+
+
+def test_what_the_command_line_says_holds_for_every_arm(study):
+    arms = arms_of(study, "finetune.lr.head=3e-4", "average_weights.last=1")
+    assert {value_at(arm.params, "finetune.lr.head", "") for arm in arms.values()} == {0.0003}
+    assert arms["averaging"].params["average_weights"]["last"] == 1
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_of_a_committed_study_can_be_run(name):
+    """`expand` validates each; a study that names a method twice, or a setting that is gone, fails here."""
+    arms = expand(read_study(name, ROOT), [], ROOT)
+    assert {"ladder", "default", "without", "added"} == {arm.kind for arm in arms}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_of_a_committed_study_changes_something(name):
+    arms = {arm.name: arm for arm in expand(read_study(name, ROOT), [], ROOT)}
+    assert [arm.name for arm in arms.values() if arm.rival and arm.params == arms[arm.rival].params] == []
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_committed_ladder_ends_with_the_recipe(name):
+    arms = expand(read_study(name, ROOT), [], ROOT)
+    last = [arm for arm in arms if arm.kind == "ladder"][-1]
+    assert differing(last.params, next(arm for arm in arms if arm.name == "default").params) == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"without": [{"name": "a", "what": "x", "overrides": {"finetune.epoch": 1}}]}, "finetune.epochs"),
+        ({"without": [{"name": "a", "what": "x", "overrides": {"finetune.epochs": "many"}}]}, "arm a: finetune.epochs"),
+        ({"without": [{"name": "a", "what": "x", "overrides": {"average_weights.last": 9}}]}, "checkpoints.keep"),
+        ({"without": [{"name": "a", "what": "x"}]}, "changes nothing"),
+        ({"without": [{"name": "../a", "what": "x", "overrides": {"folds": [0]}}]}, "pattern"),
+        ({"without": [{"name": "pgd", "what": "x", "overrides": {"folds": [0]}}]}, "several arms are called pgd"),
+        ({"without": [{"name": "default", "what": "x", "overrides": {"folds": [0]}}]}, "called default"),
+        ({"ladder": [{"name": "a", "what": "x", "restore": ["finetune.nothing"]}]}, "finetune.nothing is missing"),
+        ({"seed": 3}, "Extra inputs"),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line(study, changes, told):
+    study.write_study(**changes)
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        arms_of(study)
+    assert told in str(caught.value)
+
+
+def test_an_unknown_study_names_those_there_are(study):
+    with pytest.raises(UserError, match=r"not in .*studies/ \(tiny\)"):
+        read_study("other", study.root)
+
+
+def test_paths_are_absolute_and_generated_data_stay_where_they_are(study):
+    own = arms_of(study, "data.root=raw", "data.generated=[]", "text.vocab=words/vocab.txt")["bare"].params
+    assert own["data"]["root"] == str(study.root / "raw")
+    assert own["text"]["vocab"] == str(study.root / "words/vocab.txt")
+    assert arms_of(study)["bare"].params["data"]["root"] == "data/demo"
+
+
+def test_the_digest_of_params_is_the_same_on_another_machine(study):
+    here, there = (
+        arms_of(study, f"data.root={folder}/real", "data.generated=[]", f"text.vocab={folder}/vocab.txt")["bare"].params
+        for folder in ("/home/a", "/data")
+    )
+    assert params_digest(here) == params_digest(there)
+    assert params_digest(here) != params_digest(here | {"seed": 1})
+    assert params_digest(here) != params_digest(
+        arms_of(study, "data.root=/data/other", "data.generated=[]")["bare"].params
+    )
+
+
+def test_the_code_is_that_of_the_stages(study):
+    """A comment or docstring is no change, nor is a module that no stage depends on; a statement is."""
+    (study.root / "src/framefold/report.py").write_text("y = 2\n")
+    deps = ["stages/train.py", "src/framefold/model.py"]
+    (study.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": {"cmd": "python", "deps": deps}}}))
+    before = code_digest(study.root)
+    (study.root / "stages/train.py").write_text('"""Learns."""\nimport framefold.model\n\nprint( 1 )\n')
+    (study.root / "src/framefold/report.py").write_text("y = 3\n")
+    assert code_digest(study.root) == before
+    (study.root / "src/framefold/model.py").write_text("x = 2\n")
+    assert code_digest(study.root) != before
+
+
+def test_dependencies_named_by_item_count(study):
+    before = code_digest(study.root)
+    (study.root / "src/framefold/model.py").write_text("x = 2\n")
+    assert code_digest(study.root) != before
+
+
+def test_a_docstring_is_no_statement_but_a_string_is():
+    assert meaning('def f():\n    """Says."""') == meaning("def f():\n    pass")
+    assert meaning('x = "a"') != meaning('x = "b"')
