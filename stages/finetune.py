@@ -56,8 +56,6 @@ def main() -> None:
             warm_student(arch, student, size, source, videos, len(data.categories)),
             data,
             params,
-            label_smoothing=params.label_smoothing,
-            adversarial=params.adversarial,
             seed=seed,
             precision=precision,
             scratch=scratch,

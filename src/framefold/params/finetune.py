@@ -2,10 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from framefold.params.base import Group
-from framefold.params.training import AdversarialParams, TrainingParams
+from framefold.params.supervised import SupervisedParams
 
 
 class CheckpointParams(Group):
@@ -15,8 +15,6 @@ class CheckpointParams(Group):
     select: Literal["last", "top"]  # top: by fold score, optimistic
 
 
-class FinetuneParams(TrainingParams):
+class FinetuneParams(SupervisedParams):
     key: ClassVar[str] = "finetune"
-    label_smoothing: float = Field(ge=0, lt=1)
-    adversarial: AdversarialParams
     checkpoints: CheckpointParams
