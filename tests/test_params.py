@@ -113,6 +113,9 @@ def test_words_where_numbers_belong_are_refused(params):
         ("data.generated", ["other"], "data.generated"),
         ("demo.min_frames", 7, "demo.max_frames"),
         ("encoders.small.name", "ViT-B-16", "exactly one"),
+        ("finetune.layer_decay", 0.0, "finetune.layer_decay"),
+        ("teacher.training.oversampling", 1.5, "teacher.training.oversampling"),
+        ("finetune.loss.class_balance", 1.0, "finetune.loss.class_balance"),
         ("student.text.folder", "pretrained/bert", "exactly one"),
     ],
 )
@@ -123,3 +126,10 @@ def test_values_that_contradict_each_other_are_refused(params, key, value, told)
 def test_honest_pretraining_needs_the_teachers_of_its_folds(params):
     params = changed(changed(params, "pretrain.per_fold", True), "teacher.folds", [0, 1])
     assert "teachers [2]" in refusal(params)
+
+
+@pytest.mark.parametrize("block", ["finetune", "teacher.training"])
+def test_the_ema_as_teacher_needs_an_ema(params, block):
+    params = changed(params, f"{block}.self_distillation.weight", 0.5)
+    validate_all(params)
+    assert "set ema_decay above 0" in refusal(changed(params, f"{block}.ema_decay", 0.0))
