@@ -90,7 +90,9 @@ class SupervisedModel(nn.Module):
 
     def forward(self, batch: Batch, share: Share, average: "SupervisedModel | None") -> tuple[Tensor, Parts]:
         params = self.params
-        views = [self.view(batch) for _ in range(2 if params.r_drop else 1)]
+        views = [self.view(batch)]
+        if params.r_drop:
+            views.append(self.view(batch))
         losses: Losses = {"label": (1.0, _mean([self._classification(view, batch) for view in views]))}
         if self.level1_head is not None:
             losses["level1"] = params.level1, _mean([self._level1(view, batch) for view in views])
