@@ -20,7 +20,8 @@ from framefold.models.bert import INITIALIZER_STD
 from framefold.models.registry import architecture, build_model
 from framefold.params.base import load, load_value
 from framefold.params.models import StudentParams
-from framefold.params.teacher import TeacherParams, TeacherTrainingParams
+from framefold.params.supervised import SupervisedParams
+from framefold.params.teacher import TeacherParams
 from framefold.runtime import load_runtime, seed_everything
 from framefold.scratch import Scratch
 from framefold.training.classifiers import FoldData, open_fold, train_classifier
@@ -44,15 +45,13 @@ def build(arch: str, initialize: Callable[[nn.Module], None] | None, videos: Vid
     return model
 
 
-def score(model: Any, data: FoldData, params: TeacherTrainingParams, seed: int, start: str) -> float:
+def score(model: Any, data: FoldData, params: SupervisedParams, seed: int, start: str) -> float:
     """Score of the EMA weights on the fold, after training by the teachers' schedule."""
     with Scratch(f"initial_weights@{type(model).__name__}-{seed}", {"start": start}) as scratch:
         result = train_classifier(
             model,
             data,
             params,
-            label_smoothing=params.label_smoothing,
-            adversarial=params.adversarial,
             seed=seed,
             precision=load_value("precision"),
             scratch=scratch,

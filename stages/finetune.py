@@ -82,8 +82,6 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
             model,
             data,
             params,
-            label_smoothing=params.label_smoothing,
-            adversarial=params.adversarial,
             seed=seed,
             precision=precision,
             scratch=scratch,

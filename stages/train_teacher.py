@@ -63,8 +63,6 @@ def main() -> None:
             model,
             data,
             params.training,
-            label_smoothing=params.training.label_smoothing,
-            adversarial=params.training.adversarial,
             seed=seed,
             precision=precision,
             scratch=scratch,

@@ -4,6 +4,7 @@ Its embeddings and frames are as in the stages; soft labels and pixels are made 
 label or no usable pixels.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,23 +20,36 @@ from framefold.models.registry import architecture, build_with_mlm_head
 from framefold.models.vision import load_vision_encoder
 from framefold.params.base import load
 from framefold.params.encoders import EncoderParams
+from framefold.params.finetune import FinetuneParams
 from framefold.params.models import StudentParams, TextModelParams
 from framefold.params.pretrain import ObjectiveWeights, PretrainParams
 from framefold.params.training import AdversarialParams, OptimizationParams
 from framefold.scratch import Scratch
+from framefold.training.classifiers import FoldData, classifier_task, epoch_samples
 from framefold.training.contrastive import ContrastiveModel, ContrastiveTask
 from framefold.training.loop import TrainResult, train
 from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import ClassificationTask, PretrainingTask
 from framefold.training.views import Masking, MismatchedVideos
 
+FGM = AdversarialParams(method="fgm", epsilon=0.5, alpha=0.3, steps=3)
 VIT = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}  # no batch normalisation
 WEIGHTS = {  # every objective that the architecture can have
     "single_stream": ObjectiveWeights(mlm=0.5, mfm=0.4, itm=0.3, itc=0.0, distillation=2.0),
     "dual_stream": ObjectiveWeights(mlm=0.5, mfm=0.4, itm=0.3, itc=0.6, distillation=2.0),
 }
-NAMES = ["classify single_stream", "classify dual_stream", "pretrain single_stream", "pretrain dual_stream", "adapt"]
+KINDS = ["classify", "supervise", "pretrain"]  # supervise: classify with everything on that finetuning has
+NAMES = [*(f"{kind} {arch}" for kind in KINDS for arch in WEIGHTS), "adapt"]
 NAMES += ["classify dual_stream nextvlad", "pretrain single_stream nextvlad"]  # these compare frames of a whole batch
+SUPERVISED = {
+    "loss": {"focal_gamma": 1.5, "class_balance": 0.9, "logit_adjustment": 0.5},
+    "level1": 0.3,
+    "r_drop": 0.5,
+    "self_distillation": {"weight": 0.6, "temperature": 2.0},
+    "contrast": {"weight": 0.4, "temperature": 0.2, "embed_dim": 8},
+    "oversampling": 0.5,
+    "layer_decay": 0.8,
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,12 @@ def real_task(
     cut = {"batch_size": batch_size, "seed": 0, "batch_tokens": tokens}
     if kind == "adapt":
         return Real(contrastive(), lambda epoch: EpochBatches(Pixels(videos), **cut, epoch=epoch), rates)
+    if kind == "supervise":
+        return supervised(build(arch, dropout, pooling)[0], videos, cut)
     if kind == "classify":
-        data, labels = open_videos("labeled", "small"), open_labeled().label
-        samples = data.dataset(np.arange(videos), load(StudentParams).inputs, labels=labels)
-        fgm = AdversarialParams(method="fgm", epsilon=0.5, alpha=0.3, steps=3)
+        samples = fold_data(np.arange(videos)).training
         task = ClassificationTask(build(arch, dropout, pooling)[0], 0.1)
-        return Real(task, lambda epoch: EpochBatches(samples, **cut, epoch=epoch), rates, fgm)
+        return Real(task, lambda epoch: EpochBatches(samples, **cut, epoch=epoch), rates, FGM)
     params = load(PretrainParams)
     model = PretrainingModel(*build(arch, dropout, pooling), WEIGHTS[arch], params)
     masking = Masking(params.masking, SpecialTokens(**SPECIAL, size=VOCAB))
@@ -71,7 +85,26 @@ def real_task(
     )
 
 
-def build(arch: str, dropout: float, pooling: str) -> Any:
+def supervised(model: Any, videos: int, cut: dict[str, Any]) -> Real:
+    params = supervised_params()
+    data = fold_data(np.arange(videos))
+    task, rates = classifier_task(model, data, params)
+    task.average = copy.deepcopy(task.model)  # type: ignore[union-attr]  # the loop puts its own there
+    return Real(task, lambda epoch: EpochBatches(epoch_samples(data, params, 0, epoch), **cut, epoch=epoch), rates, FGM)
+
+
+def supervised_params(**changes: Any) -> FinetuneParams:
+    """Those of params.yaml with everything of SUPERVISED on, but for `changes`."""
+    return FinetuneParams.model_validate(load(FinetuneParams).model_dump() | SUPERVISED | changes)
+
+
+def fold_data(rows: np.ndarray) -> FoldData:
+    """Labelled videos `rows` that train; the same ones validate."""
+    samples = open_videos("labeled", "small").dataset(rows, load(StudentParams).inputs, labels=open_labeled().label)
+    return FoldData(samples, samples, CATEGORIES, batch_size=32)
+
+
+def build(arch: str, dropout: float, pooling: str = "") -> Any:
     """The architecture of params.yaml with its masked language model head; `pooling`: of frames, if not their mean."""
     text = load(StudentParams).text
     assert text.sizes is not None

@@ -3,6 +3,7 @@
 pytest tests/test_adversarial.py
 """
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -130,3 +131,40 @@ def test_zero_gradient_moves_nothing() -> None:
     assert adversary is not None
     adversary(lambda: seen.append(model.word_embeddings.weight.detach().clone()))
     assert seen[0].equal(before)
+
+
+def by_hand(embeddings: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
+    """Gradients of the loss of `Model` with respect to embeddings, weight and bias, derived on paper."""
+    mean = embeddings[IDS.numpy()].mean(axis=1)  # (2, 3)
+    probs = np.exp(mean @ weight.T + bias)
+    probs /= probs.sum(axis=1, keepdims=True)
+    error = (probs - np.eye(2)[LABELS.numpy()]) / 2  # (2 samples, 2 classes)
+    to_words = np.zeros_like(embeddings)
+    for sample, words in enumerate(IDS.numpy()):
+        for word in words:
+            to_words[word] += error[sample] @ weight / 2
+    return [to_words, error.T @ mean, error.sum(axis=0)]
+
+
+def attacked_by_hand(values: list[np.ndarray], method: str, steps: int) -> list[np.ndarray]:
+    """Clean gradients plus those at the attacked embeddings, epsilon 0.5, alpha 0.3."""
+    embeddings, *head = values
+    clean = by_hand(embeddings, *head)
+    direction, moved = clean[0], np.zeros_like(embeddings)
+    for _ in range(steps if method == "pgd" else 1):
+        moved = moved + (0.3 if method == "pgd" else 0.5) * direction / np.linalg.norm(direction)
+        moved = moved * min(1.0, 0.5 / np.linalg.norm(moved))
+        last = by_hand(embeddings + moved, *head)
+        direction = last[0]
+    return [one + other for one, other in zip(clean, last, strict=True)]
+
+
+@pytest.mark.parametrize(("method", "steps"), [("fgm", 1), ("pgd", 1), ("pgd", 2), ("pgd", 4)])
+def test_an_attack_on_a_linear_model_is_what_paper_and_pencil_say(method: str, steps: int) -> None:
+    """Gradients of all parameters in float64, against a derivation without autograd."""
+    model = Model().double()
+    values = [parameter.detach().numpy().copy() for parameter in model.parameters()]
+    attack(model, method, steps)
+    for parameter, expected in zip(model.parameters(), attacked_by_hand(values, method, steps), strict=True):
+        assert parameter.grad is not None
+        np.testing.assert_allclose(parameter.grad.numpy(), expected, rtol=1e-9, atol=1e-12)

@@ -32,7 +32,6 @@ from framefold.params.base import load
 from framefold.params.finetune import FinetuneParams
 from framefold.params.models import StudentParams
 from framefold.storage import read_json
-from framefold.training.classifiers import rates
 from framefold.training.optimization import parameter_groups
 from tests import tiny_project
 
@@ -191,7 +190,7 @@ def test_the_tower_learns_at_its_own_rate_and_keeps_its_statistics(project: Path
     params = load(FinetuneParams).model_copy(
         update={"vision": load(FinetuneParams).vision.model_copy(update={"lr": 7e-6})}
     )
-    groups = parameter_groups(model, model.role_of, rates(params), 0.01)
+    groups = parameter_groups(model, model.role_of, params.peak_rates(), 0.01)
     own = {id(weight) for group in groups if group["lr"] == 7e-6 for weight in group["params"]}
     assert own == {id(weight) for weight in model.frame_projection.tower.parameters()}
 

@@ -6,7 +6,9 @@ On fake tensors everything that would hand a value to the host, or make a shape 
 `nonzero`, indexing by a mask.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from framefold.training.loop import samples_of
+from framefold.training.protocols import UsesAverage
 from framefold.training.sharing import Share
 
 STOPS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -33,7 +36,7 @@ def step(name: str, device: str) -> None:
     real, mode = real_task(name, dropout=0.1), FakeTensorMode()
     batch, task = real.epochs(0)[0], real.task
     faked = {key: mode.from_tensor(tensor) for key, tensor in batch.items()}
-    for module in task.model.modules():
+    for module in (*task.model.modules(), *average_of(task)):
         for tensors in (module._parameters, module._buffers):
             tensors |= {key: fake(mode, tensor, device) for key, tensor in tensors.items() if tensor is not None}
     if name == "adapt":
@@ -44,6 +47,11 @@ def step(name: str, device: str) -> None:
         assert loss.device.type == device
         if device == "cpu":  # fake tensors of a GPU that is not there have no backward pass
             loss.backward()
+
+
+def average_of(task: Any) -> Iterator[torch.nn.Module]:
+    """The modules of the EMA that a task's loss asks."""
+    return task.average.modules() if isinstance(task, UsesAverage) and task.average is not None else iter(())
 
 
 def fake(mode: FakeTensorMode, tensor: Tensor, device: str) -> Tensor:
@@ -70,6 +78,12 @@ def branching(logits: Tensor, labels: Tensor) -> Tensor:
     return labels * (1 if bool(logits.sum() > 0) else 0)
 
 
+def chosen(vectors: Tensor, classes: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    """The planted defect: anchors without a positive are cut out."""
+    pairs = (vectors @ vectors.T)[classes == classes.unsqueeze(1)]
+    return pairs.mean() / temperature
+
+
 def contrasted(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
     """The planted defect: rows that do not count are cut out."""
     return (a[valid] @ b[valid].T * scale).logsumexp(1).mean()
@@ -82,6 +96,7 @@ def contrasted(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
         ("pretrain dual_stream", "framefold.objectives.itc.info_nce", contrasted),
         ("adapt", "framefold.training.contrastive.info_nce", contrasted),
         ("classify dual_stream", "framefold.objectives.classification.hits", branching),
+        ("supervise single_stream", "framefold.training.supervised.supervised_contrast", chosen),
     ],
 )
 def test_a_step_that_waits_is_caught(

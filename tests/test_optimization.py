@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from framefold.training.optimization import Schedule, build_optimizer, lr_factor, parameter_groups
+from framefold.models.bert import BertConfig, BertEncoder
+from framefold.training.optimization import Schedule, build_optimizer, layered_rates, lr_factor, parameter_groups
 
 
 class Model(nn.Module):
@@ -47,6 +48,23 @@ def test_roles_and_decay() -> None:
 def test_role_without_a_rate_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"text\.weight: no learning rate for its role 'text'"):
         parameter_groups(Model(), role_of, {"head": 0.1}, weight_decay=0.0)
+
+
+def test_layer_decay_by_a_table() -> None:
+    """Three layers at 0.8: the last has the rate of text, the embeddings 0.8^3 of it; other roles keep theirs."""
+    found = layered_rates({"head": 0.1, "text": 0.05, "vision": 0.01}, 0.8, 3)
+    expected = {"head": 0.1, "vision": 0.01, "text-3": 0.05, "text-2": 0.04, "text-1": 0.032, "text-0": 0.0256}
+    assert found == pytest.approx(expected)
+
+
+def test_every_parameter_of_the_text_encoder_has_its_depth() -> None:
+    """By the names of published checkpoints, layer 10 after layer 9."""
+    encoder = BertEncoder(BertConfig(5, 4, 11, 2, 8, 6, 2, 0.0, 0.0))
+    depths = {name: encoder.depth_of(name) for name, _ in encoder.named_parameters()}
+    assert {depth for name, depth in depths.items() if name.startswith("embeddings.")} == {0}
+    for layer in range(11):
+        own = [depth for name, depth in depths.items() if name.startswith(f"encoder.layer.{layer}.")]
+        assert own == [layer + 1] * 16
 
 
 def rates(sizes: list[int], warmup: float, roles: dict[str, float]) -> list[list[float]]:

@@ -128,6 +128,9 @@ def test_words_where_numbers_belong_are_refused(params):
         ("data.generated", ["other"], "data.generated"),
         ("demo.min_frames", 7, "demo.max_frames"),
         ("encoders.small.name", "ViT-B-16", "exactly one"),
+        ("finetune.layer_decay", 0.0, "finetune.layer_decay"),
+        ("teacher.training.oversampling", 1.5, "teacher.training.oversampling"),
+        ("finetune.loss.class_balance", 1.0, "finetune.loss.class_balance"),
         ("student.text.folder", "pretrained/bert", "exactly one"),
     ],
 )
@@ -166,3 +169,10 @@ def test_what_concerns_another_architecture_leaves_no_trace(params):
     before, after = (PretrainParams.model_validate(each) for each in (content, other))
     assert before.only("single_stream").model_dump() == after.only("single_stream").model_dump()
     assert before.only("dual_stream").model_dump() != after.only("dual_stream").model_dump()
+
+
+@pytest.mark.parametrize("block", ["finetune", "teacher.training"])
+def test_the_ema_as_teacher_needs_an_ema(params, block):
+    params = changed(params, f"{block}.self_distillation.weight", 0.5)
+    validate_all(params)
+    assert "set ema_decay above 0" in refusal(changed(params, f"{block}.ema_decay", 0.0))

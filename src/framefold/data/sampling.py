@@ -3,6 +3,36 @@
 import numpy as np
 import numpy.typing as npt
 
+from framefold.data.batches import ALL, Batch, MeasuredSamples, sample_rng
+
+CHOICE = 1  # the key of an epoch's choice of samples, in the place of a video's; that of their order is 0
+
+
+class ResampledVideos:
+    """Samples of one epoch in which a class of n comes ~ n^(1 - power) times, as many in all as there are.
+
+    Who comes is keyed by (seed, epoch): the same in every process, worker and resumed run. A video that comes twice in
+    an epoch shows the same frames.
+    """
+
+    def __init__(self, samples: MeasuredSamples, classes: npt.NDArray[np.integer], power: float, seed: int, epoch: int):
+        self.samples, self.chosen = samples, resampled(classes, power, sample_rng(seed, epoch, CHOICE))
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def order_keys(self) -> npt.NDArray[np.integer]:
+        return self.samples.order_keys()[self.chosen]
+
+    def sizes(self) -> npt.NDArray[np.integer]:
+        return self.samples.sizes()[self.chosen]
+
+    def names(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        return self.samples.names(self.chosen[positions])
+
+    def batch(self, positions: npt.NDArray[np.int64], draw: tuple[int, int] | None = None, part: slice = ALL) -> Batch:
+        return self.samples.batch(self.chosen[positions], draw, part)
+
 
 def resampled(classes: npt.NDArray[np.integer], power: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """N positions into `classes` (N,), ascending, with repetitions: a class of n samples comes ~ n^(1 - power) times.

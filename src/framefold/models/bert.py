@@ -177,6 +177,11 @@ class BertEncoder(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
+    def depth_of(self, name: str) -> int:
+        """Depth of the parameter `name` of this encoder: 0 for the embeddings, n for layer n, counted from 1."""
+        parts = name.split(".")
+        return 1 + int(parts[2]) if parts[:2] == ["encoder", "layer"] else 0
+
     def embed(
         self,
         input_ids: Tensor | None = None,

@@ -97,6 +97,31 @@ class ItmHead(nn.Module):
         return self.out(pooled).squeeze(-1).float()
 
 
+class LinearHead(nn.Module):
+    """Pooled states (B, P) to float32 logits (B, C) by one layer."""
+
+    def __init__(self, inputs: int, n_classes: int):
+        super().__init__()
+        self.out = nn.Linear(inputs, n_classes)
+        self.apply(from_fan_in)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.out(pooled).float()
+
+
+class ProjectionHead(nn.Module):
+    """Pooled states (B, P) to unit vectors (B, E), float32, by one hidden layer (Khosla et al. 2020)."""
+
+    def __init__(self, inputs: int, embed_dim: int):
+        super().__init__()
+        self.dense = nn.Linear(inputs, inputs)
+        self.out = nn.Linear(inputs, embed_dim)
+        self.apply(from_fan_in)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return F.normalize(self.out(F.gelu(self.dense(pooled))).float(), dim=-1)
+
+
 class ContrastHead(nn.Module):
     """Projects two modalities (B, A) and (B, D) to unit vectors (B, E) and learns the scale of their similarities."""
 

@@ -6,7 +6,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from framefold.params.base import Group
 from framefold.params.labels import LabelParams
-from framefold.params.training import AdversarialParams, LearningRates, TrainingParams
+from framefold.params.supervised import SupervisedParams
+from framefold.params.training import LearningRates
 
 
 class CheckpointParams(Group):
@@ -32,10 +33,11 @@ class VisionParams(Group):
     min_crop: float = Field(gt=0, le=1)  # in training: area of a random crop, as a share of the largest square
 
 
-class FinetuneParams(TrainingParams):
+class FinetuneParams(SupervisedParams):
     key: ClassVar[str] = "finetune"
-    label_smoothing: float = Field(ge=0, lt=1)
-    adversarial: AdversarialParams
     checkpoints: CheckpointParams
     pseudo: PseudoPhaseParams
     vision: VisionParams
+
+    def peak_rates(self) -> dict[str, float]:
+        return super().peak_rates() | {"vision": self.vision.lr}

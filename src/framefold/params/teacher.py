@@ -6,12 +6,7 @@ from pydantic import Field
 
 from framefold.params.base import Group
 from framefold.params.models import InputParams, SingleStreamParams, TextModelParams
-from framefold.params.training import AdversarialParams, TrainingParams
-
-
-class TeacherTrainingParams(TrainingParams):
-    label_smoothing: float = Field(ge=0, lt=1)
-    adversarial: AdversarialParams
+from framefold.params.supervised import SupervisedParams
 
 
 class TeacherParams(Group):
@@ -22,4 +17,4 @@ class TeacherParams(Group):
     inputs: InputParams
     text: TextModelParams
     model: SingleStreamParams
-    training: TeacherTrainingParams
+    training: SupervisedParams

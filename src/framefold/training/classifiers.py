@@ -1,7 +1,7 @@
 """Training a classifier on true labels and judging it on its fold: what teachers and students share."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,22 @@ from torch import nn
 
 from framefold.data.batches import EpochBatches, VideoDataset
 from framefold.data.folds import Folds
+from framefold.data.sampling import ResampledVideos
 from framefold.data.videos import Videos, fold_rows, read_categories
 from framefold.errors import UserError
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.predict import predict_logits
-from framefold.params.finetune import CheckpointParams, FinetuneParams
+from framefold.params.finetune import CheckpointParams
 from framefold.params.models import InputParams
-from framefold.params.training import AdversarialParams, TrainingParams
+from framefold.params.supervised import SupervisedParams
 from framefold.scratch import Scratch
 from framefold.training.loop import AfterEpoch, TrainResult, train
+from framefold.training.supervised import (
+    SupervisedModel,
+    SupervisedTask,
+    backbone_of,
+    needs_more_than_cross_entropy,
+)
 from framefold.training.tasks import ClassificationTask
 
 
@@ -66,35 +73,65 @@ def open_all(videos: Videos, labeled: Folds, inputs: InputParams, batch_size: in
 def train_classifier(
     model: Any,
     data: FoldData,
-    params: TrainingParams,
+    params: SupervisedParams,
     *,
-    label_smoothing: float,
-    adversarial: AdversarialParams,
     seed: int,
     precision: str,
     scratch: Scratch,
     after_epoch: AfterEpoch | None = None,
 ) -> TrainResult:
-    """Train `model`, whose weights are initialised or warm, on `data.training`."""
-    return train(
-        ClassificationTask(model, label_smoothing),
+    """Train `model`, whose weights are initialised or warm, on `data.training`, which has labels.
+
+    Where it has soft labels too, these are the targets, and the labels the classes that contrast, sizes of classes and
+    oversampling go by. `after_epoch` and the result get models without the heads that serve training alone.
+    """
+    task, learning_rates = classifier_task(model, data, params)
+    result = train(
+        task,
         lambda epoch: EpochBatches(
-            data.training, params.batch_size, seed=seed, epoch=epoch, batch_tokens=params.batch_tokens
+            epoch_samples(data, params, seed, epoch),
+            params.batch_size,
+            seed=seed,
+            epoch=epoch,
+            batch_tokens=params.batch_tokens,
         ),
         params,
-        learning_rates=rates(params),
+        learning_rates=learning_rates,
         seed=seed,
         precision=precision,
         scratch=scratch,
-        adversarial=adversarial,
-        after_epoch=after_epoch,
+        adversarial=params.adversarial,
+        after_epoch=after_epoch and on_backbones(after_epoch),
     )
+    return replace(result, model=backbone_of(result.model), ema=backbone_of(result.ema))
 
 
-def rates(params: TrainingParams) -> dict[str, float]:
-    """Peak learning rates by role; only finetuning has a vision tower to train."""
-    vision = {"vision": params.vision.lr} if isinstance(params, FinetuneParams) else {}
-    return params.lr.model_dump() | vision
+def classifier_task(
+    model: Any, data: FoldData, params: SupervisedParams
+) -> tuple[ClassificationTask | SupervisedTask, dict[str, float]]:
+    """The task that `params` ask for, and its learning rates by role. Sizes of classes are those of data.training."""
+    if not needs_more_than_cross_entropy(params):
+        return ClassificationTask(model, params.label_smoothing), params.peak_rates()
+    assert data.training.labels is not None
+    supervised = SupervisedModel(model, params, data.categories, data.training.labels)
+    return SupervisedTask(supervised), supervised.learning_rates()
+
+
+def epoch_samples(data: FoldData, params: SupervisedParams, seed: int, epoch: int) -> VideoDataset | ResampledVideos:
+    """The videos that an epoch shows: those that train, or a choice of them anew in each epoch."""
+    if params.oversampling == 0:
+        return data.training
+    assert data.training.labels is not None
+    return ResampledVideos(data.training, data.training.labels, params.oversampling, seed, epoch)
+
+
+def on_backbones(after_epoch: AfterEpoch) -> AfterEpoch:
+    """`after_epoch` for models with or without heads that serve training alone."""
+
+    def with_backbones(epoch: int, raw: nn.Module, ema: nn.Module) -> Mapping[str, Any]:
+        return after_epoch(epoch, backbone_of(raw), backbone_of(ema))
+
+    return with_backbones
 
 
 def kept_epochs(scores: Sequence[float], params: CheckpointParams) -> list[int]:

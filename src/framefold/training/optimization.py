@@ -35,6 +35,21 @@ def parameter_groups(
     ]
 
 
+def layered_rates(learning_rates: Mapping[str, float], decay: float, layers: int) -> dict[str, float]:
+    """`learning_rates` with the role text cut into its depths (`depth_role`): the last layer keeps the rate of text,
+    each one below has `decay` times that of the one above, the embeddings (depth 0) the lowest.
+
+    Layer-wise decay as in ELECTRA (Clark et al. 2020), where the head's rate is also the base of the layers'.
+    """
+    depths = {depth_role(depth): learning_rates["text"] * decay ** (layers - depth) for depth in range(layers + 1)}
+    return {role: rate for role, rate in learning_rates.items() if role != "text"} | depths
+
+
+def depth_role(depth: int) -> str:
+    """Role of the text encoder's parameters at a depth (`BertEncoder.depth_of`)."""
+    return f"text-{depth}"
+
+
 def build_optimizer(groups: list[dict], device: torch.device) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019), in one fused kernel where the device has one, else over all tensors at once."""
     fused = device.type in FUSED
