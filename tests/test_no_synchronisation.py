@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from framefold.training.loop import samples_of
+from framefold.training.momentum import Vectors, VideoQueue
 from framefold.training.sharing import Share
 
 STOPS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -33,7 +34,8 @@ def step(name: str, device: str) -> None:
     real, mode = real_task(name, dropout=0.1), FakeTensorMode()
     batch, task = real.epochs(0)[0], real.task
     faked = {key: mode.from_tensor(tensor) for key, tensor in batch.items()}
-    for module in task.model.modules():
+    models = [task.model, *filter(None, [getattr(task, "average", None)])]
+    for module in (module for model in models for module in model.modules()):
         for tensors in (module._parameters, module._buffers):
             tensors |= {key: fake(mode, tensor, device) for key, tensor in tensors.items() if tensor is not None}
     if name == "adapt":
@@ -75,11 +77,17 @@ def contrasted(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
     return (a[valid] @ b[valid].T * scale).logsumexp(1).mean()
 
 
+def enqueued(queue: VideoQueue, vectors: Vectors, keys: Tensor, valid: Tensor) -> None:
+    """The planted defect: only videos that count take a place in the queue."""
+    queue.position += int(valid.sum())
+
+
 @pytest.mark.parametrize(
     ("name", "where", "defect"),
     [
         ("pretrain single_stream", "framefold.models.heads.at_positions", selected),
         ("pretrain dual_stream", "framefold.objectives.itc.info_nce", contrasted),
+        ("pretrain_all dual_stream", "framefold.training.momentum.VideoQueue.enqueue", enqueued),
         ("adapt", "framefold.training.contrastive.info_nce", contrasted),
         ("classify dual_stream", "framefold.objectives.classification.hits", branching),
     ],

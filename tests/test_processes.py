@@ -57,8 +57,18 @@ def own_part(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
     return gradient.chunk(2)[torch.distributed.get_rank()], None
 
 
-DEFECTS = {"counts": (sharing.Share, "totals", local_counts), "gradients": (sharing._Gather, "backward", own_part)}
-CASES = [*((name, None, "") for name in NAMES), (DUAL, 400, ""), *((DUAL, None, defect) for defect in DEFECTS)]
+def by_rank(self: sharing.Share, rows: torch.Tensor) -> torch.Tensor:
+    """The planted defect: videos join the queue process by process."""
+    return self.gather(rows.detach())[: self.total]
+
+
+DEFECTS = {
+    "counts": (sharing.Share, "totals", local_counts),
+    "gradients": (sharing._Gather, "backward", own_part),
+    "order": (sharing.Share, "gather_in_order", by_rank),
+}
+SHOWN_BY = {"counts": DUAL, "gradients": DUAL, "order": "pretrain_all dual_stream"}
+CASES = [*((name, None, "") for name in NAMES), (DUAL, 400, ""), *((SHOWN_BY[one], None, one) for one in DEFECTS)]
 
 
 def main() -> None:
@@ -105,7 +115,7 @@ def test_two_processes_give_one_process(together: dict[str, Result], name: str, 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_what_is_not_shared_is_caught(together: dict[str, Result], defect: str) -> None:
     with pytest.raises(AssertionError):
-        compare(together[f"{DUAL} None {defect}"], run(DUAL, None))
+        compare(together[f"{SHOWN_BY[defect]} None {defect}"], run(SHOWN_BY[defect], None))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_checkpointing_keeps_less(project: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("checkpointing", ["0", "1"])
-@pytest.mark.parametrize("name", ["classify single_stream", "pretrain dual_stream"])
+@pytest.mark.parametrize("name", ["classify single_stream", "pretrain dual_stream", "pretrain_all dual_stream"])
 def test_compiled_equals_eager(project: Path, monkeypatch: pytest.MonkeyPatch, name: str, checkpointing: str) -> None:
     """Losses with dropout to rounding, in batches of several shapes; weights keep their names."""
     expected = trained(name, dropout=0.1, tokens=300)
