@@ -11,15 +11,15 @@ from framefold.params.pretrain import PretrainParams
 from framefold.scratch import Scratch
 from framefold.training.loop import train
 from framefold.training.sharing import Share
-from framefold.training.views import Masking, MismatchedVideos
+from framefold.training.views import MismatchedVideos, training_views
 
 Batch = dict[str, Tensor]
 
 
 def pretraining_batches(videos: VideoDataset, params: PretrainParams, batch_size: int) -> EpochBatches:
     """The first epoch, with hidden tokens and frames, and mismatched pairs."""
-    pairs, masking = MismatchedVideos(videos, params.mismatched), Masking(params.masking, videos.special)
-    return EpochBatches(pairs, batch_size, batch_tokens=params.batch_tokens, seed=0, epoch=0, transform=masking)
+    pairs, views = MismatchedVideos(videos, params.mismatched), training_views(params.masking, videos)
+    return EpochBatches(pairs, batch_size, batch_tokens=params.batch_tokens, seed=0, epoch=0, transform=views)
 
 
 def plain_batches(videos: VideoDataset, batch_size: int) -> EpochBatches:

@@ -182,7 +182,7 @@ def open_reference(arch: str, setting: Setting, data: Data, way: Way) -> Referen
     budgets = {name: getattr(setting.inputs, name) for name in TEXTS}
     videos = Videos(data.folder / "zips", data.records, data.soft, tokenizer, budgets, way.on_the_fly)
     check_unknown(videos)
-    rates = params.masking.rate, params.masking.frame_rate, params.mismatched
+    rates = params.masking.rate, params.masking.frame_rate, params.mismatched.share
     collator = Collator(tokenizer, way.full_length, *rates)
     weights = params.weights[arch].model_dump()  # type: ignore[index]
     model = Pretraining(arch, reference_sizes(setting, data), weights, way.all_positions)

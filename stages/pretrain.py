@@ -27,7 +27,7 @@ from framefold.training.pool import Pool, measure, open_pool
 from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import PretrainingTask
 from framefold.training.text_start import start_from_topics
-from framefold.training.views import Masking, MismatchedVideos
+from framefold.training.views import MismatchedVideos, masking_of, training_views
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +91,12 @@ def pretrain(
     precision: str,
     scratch: Scratch,
 ) -> TrainResult:
-    masking = Masking(params.masking, pool.special)
+    views = training_views(params.masking, pool.training)
     videos = MismatchedVideos(pool.training, params.mismatched) if model.weights.itm else pool.training
     size, tokens = params.batch_size, params.batch_tokens
     return train(
         PretrainingTask(model),
-        lambda epoch: EpochBatches(videos, size, seed=seed, epoch=epoch, batch_tokens=tokens, transform=masking),
+        lambda epoch: EpochBatches(videos, size, seed=seed, epoch=epoch, batch_tokens=tokens, transform=views),
         training,
         learning_rates=params.lr.model_dump(),
         seed=seed,
@@ -108,7 +108,8 @@ def pretrain(
 def keep(folder: Path, result: TrainResult, pool: Pool, params: PretrainParams, scratch: Scratch) -> None:
     """The EMA weights of backbone and classification head; the other heads have done their work."""
     device = load_runtime().torch_device()
-    report = measure(result.ema, pool, Masking(params.masking, pool.special), params.batch_size, device)  # type: ignore[arg-type]
+    masking = masking_of(params.masking, pool.held_out)
+    report = measure(result.ema, pool, masking, params.batch_size, device)  # type: ignore[arg-type]
     last = {name: value for name, value in result.history[-1].items() if name.startswith("loss")}
     log.info(f"{scratch.item}: {', '.join(f'{name} {value:.4g}' for name, value in report.items())}")
     with write_folder_aside(folder) as aside:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def fingerprint(params: TextParams, splits: list[str]) -> dict[str, str]:
         vocab = Path(params.vocab)
         folder = vocab if vocab.is_dir() else vocab.parent
         inputs += filter(Path.is_file, {vocab, folder / "vocab.txt", folder / "tokenizer_config.json"})
-    return stage_fingerprint(params.model_dump(mode="json", exclude=AFTERWARDS), sorted(inputs))
+    stamp = params.model_dump(mode="json", exclude=AFTERWARDS)
+    if params.words:  # its dictionary comes with the package
+        stamp["jieba"] = version("jieba")
+    return stage_fingerprint(stamp, sorted(inputs))
 
 
 def make_tokenizer(params: TextParams, unit: Path, guard: Guard) -> Tokenizer:
@@ -78,7 +82,7 @@ def encode_split(tokenizer: Tokenizer, split: str, unit: Path, params: TextParam
             batches = iterate_parquet(SAMPLES / f"{split}.parquet", ["id", *SEGMENTS], BATCH_SIZE)
             progress = Progress(f"tokenize {split}", total=None, unit="records")
             store = aside / f"{split}.arrow"
-            counts = write_tokens(tokenizer, guarded(batches, guard), store, params.max_tokens, progress)
+            counts = write_tokens(tokenizer, guarded(batches, guard), store, params.max_tokens, progress, params.words)
             progress.close()
             segments = {name: counts[name].summary(params.max_tokens) for name in SEGMENTS}
             write_json(aside / "counts.json", {"unknown": unknown_share(counts), **segments})

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from stores import CATEGORIES, DIM, SPECIAL, VOCAB
+from stores import CATEGORIES, DIM, VOCAB
 
 from framefold.data.batches import ALL, Batch, EpochBatches
-from framefold.data.tokens import SpecialTokens
 from framefold.data.videos import open_labeled, open_videos
 from framefold.models.registry import architecture, build_with_mlm_head
 from framefold.models.vision import load_vision_encoder
@@ -30,7 +29,7 @@ from framefold.training.contrastive import ContrastiveModel, ContrastiveTask
 from framefold.training.loop import TrainResult, train
 from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import ClassificationTask, PretrainingTask
-from framefold.training.views import Masking, MismatchedVideos
+from framefold.training.views import MismatchedVideos, training_views
 
 FGM = AdversarialParams(method="fgm", epsilon=0.5, alpha=0.3, steps=3)
 VIT = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}  # no batch normalisation
@@ -38,7 +37,7 @@ WEIGHTS = {  # every objective that the architecture can have
     "single_stream": ObjectiveWeights(mlm=0.5, mfm=0.4, itm=0.3, itc=0.0, distillation=2.0),
     "dual_stream": ObjectiveWeights(mlm=0.5, mfm=0.4, itm=0.3, itc=0.6, distillation=2.0),
 }
-KINDS = ["classify", "supervise", "pretrain"]  # supervise: classify with everything on that finetuning has
+KINDS = ["classify", "supervise", "pretrain", "pretrain_all"]  # the second and the last with everything on that exists
 NAMES = [*(f"{kind} {arch}" for kind in KINDS for arch in WEIGHTS), "adapt"]
 NAMES += ["classify dual_stream nextvlad", "pretrain single_stream nextvlad"]  # these compare frames of a whole batch
 SUPERVISED = {
@@ -49,6 +48,11 @@ SUPERVISED = {
     "contrast": {"weight": 0.4, "temperature": 0.2, "embed_dim": 8},
     "oversampling": 0.5,
     "layer_decay": 0.8,
+}
+OPTIONS = {  # of pretraining, in "pretrain_all": what is off by default
+    "masking": {"text_drop": 0.2, "frames_drop": 0.2},
+    "mismatched": {"hard": 0.7},
+    "contrast": {"queue": 20, "soft_targets": 0.4},
 }
 
 
@@ -76,13 +80,19 @@ def real_task(
         samples = fold_data(np.arange(videos)).training
         task = ClassificationTask(build(arch, dropout, pooling)[0], 0.1)
         return Real(task, lambda epoch: EpochBatches(samples, **cut, epoch=epoch), rates, FGM)
-    params = load(PretrainParams)
-    model = PretrainingModel(*build(arch, dropout, pooling), WEIGHTS[arch], params)
-    masking = Masking(params.masking, SpecialTokens(**SPECIAL, size=VOCAB))
-    paired = MismatchedVideos(pool(videos), params.mismatched)
-    return Real(
-        PretrainingTask(model), lambda epoch: EpochBatches(paired, **cut, epoch=epoch, transform=masking), rates
-    )
+    params = with_options(load(PretrainParams)) if kind == "pretrain_all" else load(PretrainParams)
+    pretraining = PretrainingTask(PretrainingModel(*build(arch, dropout, pooling), WEIGHTS[arch], params))
+    pretraining.average = copy.deepcopy(pretraining.model)  # until the loop gives it one
+    if kind == "pretrain_all":  # rounding that AdamW makes a full step of comes back by the queue, in the next step
+        rates = dict.fromkeys(rates, 1e-4)
+    data = pool(videos)
+    views, paired = training_views(params.masking, data), MismatchedVideos(data, params.mismatched)
+    return Real(pretraining, lambda epoch: EpochBatches(paired, **cut, epoch=epoch, transform=views), rates)
+
+
+def with_options(params: PretrainParams) -> PretrainParams:
+    blocks = {name: getattr(params, name).model_copy(update=changes) for name, changes in OPTIONS.items()}
+    return params.model_copy(update=blocks)
 
 
 def supervised(model: Any, videos: int, cut: dict[str, Any]) -> Real:

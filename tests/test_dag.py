@@ -142,7 +142,7 @@ UNUSED = {
     "ensemble": {
         *NOT_ROOT,
         *("student.text", "average_weights.method", "average_weights.last", "ingest.max_rejected", "ingest.duplicates"),
-        *("text.vocab", "text.vocab_size", "text.max_unknown"),
+        *("text.vocab", "text.vocab_size", "text.words", "text.max_unknown"),
     },
 }
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from framefold.training.loop import samples_of
+from framefold.training.momentum import Vectors, VideoQueue
 from framefold.training.protocols import UsesAverage
 from framefold.training.sharing import Share
 
@@ -89,11 +90,17 @@ def contrasted(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
     return (a[valid] @ b[valid].T * scale).logsumexp(1).mean()
 
 
+def enqueued(queue: VideoQueue, vectors: Vectors, keys: Tensor, valid: Tensor) -> None:
+    """The planted defect: only videos that count take a place in the queue."""
+    queue.position += int(valid.sum())
+
+
 @pytest.mark.parametrize(
     ("name", "where", "defect"),
     [
         ("pretrain single_stream", "framefold.models.heads.at_positions", selected),
         ("pretrain dual_stream", "framefold.objectives.itc.info_nce", contrasted),
+        ("pretrain_all dual_stream", "framefold.training.momentum.VideoQueue.enqueue", enqueued),
         ("adapt", "framefold.training.contrastive.info_nce", contrasted),
         ("classify dual_stream", "framefold.objectives.classification.hits", branching),
         ("supervise single_stream", "framefold.training.supervised.supervised_contrast", chosen),

@@ -100,7 +100,7 @@ def test_an_objective_of_weight_0_costs_no_pass_and_no_parameters(project, arch,
     assert [name for name in parts if name.startswith("loss_")] == [f"loss_{on}"]
     heads = {name.partition(".")[0] for name, _ in model.named_parameters()} - {"backbone"}
     assert heads == ({f"{on}_head"} if on != "distillation" else set())
-    whole, share = 24, round(24 * load(PretrainParams).mismatched)
+    whole, share = 24, round(24 * load(PretrainParams).mismatched.share)
     expected = [whole, share] if on == "itm" and arch == "single_stream" else [whole]
     assert lengths == expected
 
@@ -137,7 +137,7 @@ def test_a_hidden_token_or_frame_cannot_be_read_from_the_view_that_predicts_it(p
 @pytest.mark.parametrize("arch", ARCHS)
 def test_mismatched_pairs_are_the_text_of_one_video_with_the_frames_of_another(project, arch):
     model, videos = build(arch).eval(), batch()
-    rows, partners = map(torch.from_numpy, mismatched_pairs(load(PretrainParams).mismatched, 24))
+    rows, partners = map(torch.from_numpy, mismatched_pairs(load(PretrainParams).mismatched.share, 24))
     mixed = {name: videos[name][rows] for name in ("input_ids", "text_mask")}
     mixed |= {name: videos[name][partners] for name in ("frames", "frame_mask")}
     backbone, streams = model.backbone, None

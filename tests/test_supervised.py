@@ -118,7 +118,7 @@ def test_committed_params_train_by_cross_entropy_alone() -> None:
     data, params = fold_data(np.arange(20)), load(FinetuneParams)
     task, rates = classifier_task(build("single_stream", 0.0)[0], data, params)
     assert isinstance(task, ClassificationTask)
-    assert rates == params.lr.model_dump()
+    assert rates == params.peak_rates()
 
 
 def test_terms_of_weight_0_change_no_byte() -> None:

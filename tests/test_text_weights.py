@@ -97,7 +97,7 @@ def test_published_folder_loads(tmp_path: Path, published: State, file: str, for
 def test_folder_serves_vocabulary_and_model(tmp_path: Path, published: State) -> None:
     """`text.vocab` and `student.text.folder` on one folder: tokenizer, backbone and pretrained MLM head fit."""
     params = write_folder(tmp_path, published)
-    text = TextParams(vocab=str(tmp_path), vocab_size=100, max_tokens=8, max_unknown=0.1)
+    text = TextParams(vocab=str(tmp_path), vocab_size=100, max_tokens=8, words=False, max_unknown=0.1)
     tokenizer = train_or_load(text, list)
     arch_params = SingleStreamParams(**head_params(hidden=8, dropout=0.0))
     model, head = build_with_mlm_head("single_stream", params, arch_params, tokenizer.special.size, 6, 3)

@@ -36,7 +36,7 @@ def sentences(n: int, seed: int) -> list[str]:
 
 def params(**changes: object) -> TextParams:
     return TextParams.model_validate(
-        {"vocab": None, "vocab_size": 200, "max_tokens": 16, "max_unknown": 0.02} | changes
+        {"vocab": None, "vocab_size": 200, "max_tokens": 16, "words": False, "max_unknown": 0.02} | changes
     )
 
 

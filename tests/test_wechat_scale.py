@@ -196,7 +196,7 @@ def pretraining_cost(model: Model, params: PretrainParams, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no meta device
     size = model.batch_size
     with torch.device("meta"):
-        module, batch = pretraining(model, params), paired(model.batch(size), params.mismatched)
+        module, batch = pretraining(model, params), paired(model.batch(size), params.mismatched.share)
         tokens, frames = (round(params.masking.rate * batch["text_mask"].numel()), batch["frame_mask"].numel())
         batch |= {"masked_ids": batch["input_ids"], "hidden_frames": batch["frame_mask"]}
         batch |= {"token_places": torch.arange(tokens), "token_targets": torch.arange(tokens)}
@@ -375,7 +375,7 @@ def in_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_real_pretraining_step_at_full_width(arch, project, in_scratch):
     params = load(PretrainParams, path=project)
     model = student(arch, project, 2)
-    batch = Masking(params.masking, SPECIAL)(paired(model.batch(2), params.mismatched), 0, 0)
+    batch = Masking(params.masking, SPECIAL)(paired(model.batch(2), params.mismatched.share), 0, 0)
     task = PretrainingTask(pretraining(model, params, layers=1))
     assert any(".text.encoder." in n for n in moved(task, batch, params.of(arch), params.lr.model_dump(), in_scratch))
 

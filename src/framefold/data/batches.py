@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from framefold.data.order import bucketed_order, length_keys, token_cuts
-from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned
+from framefold.data.tokens import SEGMENTS, SpecialTokens, TokenStore, check_aligned, joined
 from framefold.errors import UserError
 from framefold.params.models import InputParams
 
@@ -148,9 +148,10 @@ class VideoDataset:
 
         "index" (B,) int64 position in `rows`; "row" (B,) int64 row of the stores; "key" (B,) int64 per-video hash;
         "input_ids" (B, T) int64, [CLS] title [SEP] asr [SEP] ocr [SEP], an empty segment left out with its [SEP];
-        "text_mask" (B, T) bool; "frames" (B, F, D) float32, F may be 0; "frame_mask" (B, F) bool; "label" (B,) int64,
-        -1 without labels; "soft" (B, C) float32 if given. A video with more than max_frames frames gives a random
-        subset of them in training, uniformly spaced ones in evaluation; in their order.
+        "text_mask" (B, T) bool; "word_starts" (B, T) bool, special tokens included, if the store knows them; "frames"
+        (B, F, D) float32, F may be 0; "frame_mask" (B, F) bool; "label" (B,) int64, -1 without labels; "soft" (B, C)
+        float32 if given. A video with more than max_frames frames gives a random subset of them in training, uniformly
+        spaced ones in evaluation; in their order.
         """
         most_frames = self._most_frames(positions)
         positions = np.asarray(positions, dtype=np.int64)[part]
@@ -158,7 +159,10 @@ class VideoDataset:
         keys = video_keys(self.names(positions))
         labels = np.full(len(rows), NO_LABEL) if self.labels is None else self.labels[positions]
         arrays = {"index": positions, "row": rows, "key": keys, "label": labels}
-        arrays["input_ids"], arrays["text_mask"] = self._text(rows)
+        input_ids, text_mask = self._text(rows)
+        arrays |= {"input_ids": input_ids, "text_mask": text_mask}
+        if self.tokens.has_words:
+            arrays["word_starts"] = self._word_starts(rows, text_mask)
         arrays["frames"], arrays["frame_mask"] = self._frames(rows, keys, draw, most_frames)
         if self.soft is not None:
             arrays["soft"] = self.soft[rows].astype(np.float32)
@@ -190,7 +194,7 @@ class VideoDataset:
         return np.minimum(self.features.counts[self.rows], np.int32(self.inputs.max_frames))
 
     def _text(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        lines = [self._line(row) for row in rows.tolist()]
+        lines = [joined(self.tokens.segments(row), self._budgets, self._cls, self._sep) for row in rows.tolist()]
         lengths = np.array([len(line) for line in lines], dtype=np.int64)
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]  # (B, T)
         input_ids = np.full(mask.shape, self.special.pad, dtype=np.int64)
@@ -198,13 +202,11 @@ class VideoDataset:
             input_ids[mask] = np.concatenate(lines)
         return input_ids, mask
 
-    def _line(self, row: int) -> npt.NDArray[np.int64]:
-        cls, sep = self._cls, self._sep
-        parts = [cls]
-        for segment, budget in zip(self.tokens.segments(row), self._budgets, strict=True):
-            if len(segment) and budget:
-                parts += [segment[:budget], sep]
-        return np.concatenate(parts if len(parts) > 1 else [cls, sep])
+    def _word_starts(self, rows: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        one, starts = np.ones(1, np.bool_), np.zeros(mask.shape, dtype=np.bool_)
+        lines = [joined(self.tokens.word_starts(row), self._budgets, one, one) for row in rows.tolist()]
+        starts[mask] = np.concatenate([*lines, one[:0]])
+        return starts
 
     def _frames(
         self, rows: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], draw: tuple[int, int] | None, most: int

@@ -1,7 +1,7 @@
 """Text of samples to a token store, batch by batch, counting what gets lost on the way."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -46,13 +46,17 @@ def write_tokens(
     path: Path | str,
     max_tokens: int,
     progress: Progress | None = None,
+    words: bool = False,
 ) -> dict[str, SegmentCounts]:
-    """Encode id, title, asr and ocr of record batches into a token store at `path`, at most `max_tokens` a segment."""
+    """Encode id, title, asr and ocr of record batches into a token store at `path`, at most `max_tokens` a segment;
+    with `words` also which tokens begin one."""
     counts = {name: SegmentCounts() for name in SEGMENTS}
-    with token_writer(path, tokenizer.special.size) as writer:
+    with token_writer(path, tokenizer.special.size, words) as writer:
         for batch in chain.from_iterable(map(_pieces, batches)):
-            columns = [_encode(tokenizer, batch[name].to_pylist(), max_tokens, counts[name]) for name in SEGMENTS]
-            writer.write(batch["id"].cast(pa.string()), columns)
+            texts = [[text or "" for text in batch[name].to_pylist()] for name in SEGMENTS]
+            columns = [_encode(tokenizer, part, max_tokens, counts[n]) for n, part in zip(SEGMENTS, texts, strict=True)]
+            starts = [_starts(tokenizer, part, max_tokens) for part in texts] if words else []
+            writer.write(batch["id"].cast(pa.string()), columns, starts)
             if progress is not None:
                 progress.add(batch.num_rows, also={"tokens": sum(len(column.values) for column in columns)})
     return counts
@@ -63,14 +67,30 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(start, BATCH_SIZE)
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str | None], max_tokens: int, counts: SegmentCounts) -> pa.ListArray:
-    encoded = tokenizer.encode_batch([text or "" for text in texts])
+def _encode(tokenizer: Tokenizer, texts: list[str], max_tokens: int, counts: SegmentCounts) -> pa.ListArray:
+    encoded = tokenizer.encode_batch(texts)
     counts.lengths.update(map(len, encoded))
     kept = [ids[:max_tokens] for ids in encoded]
     values = np.fromiter(chain.from_iterable(kept), dtype=np.int32)
     counts.tokens += len(values)
     counts.unknown += int((values == tokenizer.special.unk).sum())
-    offsets = np.cumsum([0, *map(len, kept)], dtype=np.int32)
+    return _lists(kept, values)
+
+
+def _starts(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> pa.ListArray:
+    """Which of the tokens that `_encode` keeps begin a word."""
+    from framefold.data.words import word_starts  # has a dictionary to load: not for everyone who tokenizes
+
+    found = []
+    for text, (ids, spans) in zip(texts, tokenizer.encode_with_spans(texts), strict=True):
+        kept = np.array(ids[:max_tokens], np.int64)
+        found.append(word_starts(text, spans[:max_tokens], tokenizer.continues[kept]))
+    return _lists(found, np.concatenate([*found, np.zeros(0, np.bool_)]).astype(np.uint8))
+
+
+def _lists(rows: Sequence[Sized], values: np.ndarray) -> pa.ListArray:
+    """The values of rows of these lengths, one after the other, as a column of lists."""
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 

@@ -8,9 +8,12 @@ emoji does not turn the word it is glued to into [UNK] as well.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
@@ -71,6 +74,19 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens, uncut."""
         return [encoding.ids for encoding in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The same ids, and where each token begins and ends in its text, in characters."""
+        return [
+            (encoding.ids, encoding.offsets) for encoding in self.inner.encode_batch(texts, add_special_tokens=False)
+        ]
+
+    @cached_property
+    def continues(self) -> npt.NDArray[np.bool_]:
+        """(V,): the entries that go on with a word (`##`)."""
+        found = np.zeros(self.special.size, np.bool_)
+        found[[i for entry, i in self.inner.get_vocab().items() if entry.startswith("##") and len(entry) > 2]] = True
+        return found
 
 
 def train_or_load(params: TextParams, texts: Texts) -> Tokenizer:

@@ -14,6 +14,7 @@ from framefold.errors import UserError
 from framefold.storage import read_json, write_aside
 
 SEGMENTS = ("title", "asr", "ocr")
+STARTS = tuple(f"{name}_starts" for name in SEGMENTS)  # which tokens begin a word; not in every store
 READS = 1024  # videos read between two times that the pages of the map are given back
 SPECIAL_NAMES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
@@ -51,17 +52,23 @@ class TokenWriter:
     def __init__(self, sink: pa.ipc.RecordBatchFileWriter, schema: pa.Schema):
         self.sink, self.schema = sink, schema
 
-    def write(self, ids: pa.Array, segments: Sequence[pa.ListArray]) -> None:
-        """`segments`: title, asr, ocr, one list of token ids per video each."""
-        arrays = [ids, *(part.cast(field.type) for part, field in zip(segments, list(self.schema)[1:], strict=True))]
+    def write(self, ids: pa.Array, segments: Sequence[pa.ListArray], starts: Sequence[pa.ListArray] = ()) -> None:
+        """`segments`: title, asr, ocr, one list of token ids per video each; `starts`: alike, 1 where a word begins."""
+        columns = [*segments, *starts]
+        arrays = [ids, *(part.cast(field.type) for part, field in zip(columns, list(self.schema)[1:], strict=True))]
         self.sink.write_batch(pa.record_batch(arrays, schema=self.schema))
 
 
 @contextlib.contextmanager
-def token_writer(path: Path | str, vocab_size: int) -> Iterator[TokenWriter]:
-    """Write a token store batch by batch; the file appears only when complete. Uncompressed: it is read in place."""
+def token_writer(path: Path | str, vocab_size: int, words: bool = False) -> Iterator[TokenWriter]:
+    """Write a token store batch by batch, with the beginnings of words if `words`; the file appears only when complete.
+
+    Uncompressed: it is read in place.
+    """
     token = pa.uint16() if vocab_size <= 2**16 else pa.int32()
-    schema = pa.schema([("id", pa.string()), *((name, pa.list_(pa.field("item", token, False))) for name in SEGMENTS)])
+    kinds = dict.fromkeys(SEGMENTS, token) | (dict.fromkeys(STARTS, pa.uint8()) if words else {})
+    lists = ((name, pa.list_(pa.field("item", kind, False))) for name, kind in kinds.items())
+    schema = pa.schema([("id", pa.string()), *lists])
     with write_aside(path) as aside, pa.ipc.new_file(str(aside), schema) as sink:
         yield TokenWriter(sink, schema)
 
@@ -76,6 +83,9 @@ class _Segment:
     @classmethod
     def of(cls, column: pa.ListArray) -> Self:
         return cls(column.offsets.to_numpy(), column.values.to_numpy())
+
+    def row(self, i: int) -> np.ndarray:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
 
 
 class TokenStore:
@@ -95,6 +105,9 @@ class TokenStore:
             batches = table.to_batches()
             self._ids = [batch["id"] for batch in batches]
             self._batches = [tuple(_Segment.of(batch[name]) for name in SEGMENTS) for batch in batches]
+            self.has_words = STARTS[0] in table.column_names
+            names = STARTS if self.has_words else ()
+            self._starts = [tuple(_Segment.of(batch[name]) for name in names) for batch in batches]
         except (OSError, ValueError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(f"{self.path}: not a token store ({error}); rebuild it with `dvc repro tokenize`") from None
         self._first_rows = np.cumsum([0, *(len(batch[0].offsets) - 1 for batch in self._batches)])
@@ -109,7 +122,13 @@ class TokenStore:
     def segments(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Token ids of title, asr and ocr without special tokens: views into the mapped file, uint16 or int32."""
         number, i = self._place(row)
-        title, asr, ocr = (part.values[part.offsets[i] : part.offsets[i + 1]] for part in self._batches[number])
+        title, asr, ocr = (part.row(i) for part in self._batches[number])
+        return title, asr, ocr
+
+    def word_starts(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which of those tokens begin a word, bool views into the mapped file; only of a store that `has_words`."""
+        number, i = self._place(row)
+        title, asr, ocr = (part.row(i).view(np.bool_) for part in self._starts[number])
         return title, asr, ocr
 
     @property
@@ -154,6 +173,18 @@ class TokenStore:
                 lengths[first : first + len(part.offsets) - 1, column] = np.diff(part.offsets)
             self._count(len(batch[0].offsets) - 1)
         return lengths
+
+
+def joined(segments: Iterable[np.ndarray], budgets: Iterable[int], cls: np.ndarray, sep: np.ndarray) -> np.ndarray:
+    """One video's [CLS] title [SEP] asr [SEP] ocr [SEP] within the budgets, an empty segment left out with its [SEP].
+
+    Of whatever belongs to its tokens; cls and sep (1,): what stands for these two.
+    """
+    parts = [cls]
+    for segment, budget in zip(segments, budgets, strict=True):
+        if len(segment) and budget:
+            parts += [segment[:budget], sep]
+    return np.concatenate(parts if len(parts) > 1 else [cls, sep])
 
 
 def check_aligned(ids_a: Iterable[pa.Array], ids_b: Iterable[pa.Array], where: str) -> None:

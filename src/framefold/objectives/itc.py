@@ -1,4 +1,5 @@
-"""Image-text contrast: matching pairs of a batch against all others (CLIP, Radford et al. 2021)."""
+"""Image-text contrast: matching pairs of a batch against all others (CLIP, Radford et al. 2021), or against what a
+momentum encoder makes of more videos than a batch holds (MoCo, He et al. 2020; ALBEF, Li et al. 2021)."""
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,27 @@ def info_nce(a: Tensor, b: Tensor, valid: Tensor, scale: Tensor) -> Tensor:
         for logits in (similarity, similarity.T)
     ]
     return ((both[0] + both[1]) * valid).sum() / (2 * valid.sum().clamp(min=1))
+
+
+def masked_similarities(rows: Tensor, candidates: Tensor, excluded: Tensor, scale: Tensor) -> Tensor:
+    """Logits (B, C) of unit vectors rows (B, D) and candidates (C, D), -inf where excluded (B, C)."""
+    with torch.autocast(rows.device.type, enabled=False):
+        similarity = rows.float() @ candidates.float().T * scale.float().clamp(max=MAX_SCALE)
+    return similarity.masked_fill(excluded, -torch.inf)
+
+
+def soft_info_nce(logits: Tensor, places: Tensor, target_logits: Tensor, alpha: float) -> Tensor:
+    """Cross-entropy of each row with (1 - alpha) * one-hot + alpha * softmax(target_logits), (B,): one direction.
+
+    logits (B, C), -inf for candidates that are none; places (B,) int64: the candidate that belongs to the row.
+    target_logits (B, C): the momentum encoder's, -inf at the same places. One-hot targets call every other video
+    wrong, though many would do; ALBEF's do not.
+    """
+    log_probs = F.log_softmax(logits, dim=-1)
+    own = log_probs.gather(1, places.unsqueeze(1)).squeeze(1)
+    soft = torch.softmax(target_logits.detach(), dim=-1)
+    spread = (soft * log_probs.masked_fill(logits == -torch.inf, 0.0)).sum(dim=-1)  # 0 * -inf would be no number
+    return -(1 - alpha) * own - alpha * spread
 
 
 def retrieval_accuracy(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:

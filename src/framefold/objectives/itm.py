@@ -24,6 +24,34 @@ def mismatched_pairs(share: float, batch_size: int) -> tuple[Rows, Rows]:
     return rows, (rows + batch_size // 2) % max(batch_size, 1)
 
 
+def similar_partners(
+    means: npt.NDArray[np.floating],
+    has_frames: npt.NDArray[np.bool_],
+    rows: Rows,
+    partners: Rows,
+    chance: npt.NDArray[np.float64],
+    temperature: float,
+    max_similarity: float,
+) -> Rows:
+    """For each of `rows` (M,) another row whose frames are like its own, drawn with p ~ exp(similarity / temperature).
+
+    The hard negatives of ALBEF (Li et al. 2021), by cosines of mean frames (B, D) after the batch's own mean is taken
+    off, which is most of what features have in common. A row above max_similarity is a near duplicate and never drawn;
+    rows without frames, has_frames (B,), neither. Where nobody is left, `partners` (M,) stay. chance (M,): uniform
+    numbers in [0, 1). In float64, and not by a matrix product: threads and workers must agree on who is drawn.
+    """
+    centred = np.where(has_frames[:, None], means, 0).astype(np.float64)
+    centred[has_frames] -= centred.sum(axis=0) / max(has_frames.sum(), 1)
+    unit = centred / np.maximum(np.sqrt((centred**2).sum(axis=1, keepdims=True)), 1e-12)
+    similarity = np.einsum("md,bd->mb", unit[rows], unit)
+    possible = has_frames & (similarity <= max_similarity) & (np.arange(len(means)) != rows[:, None])
+    possible &= has_frames[rows, None]
+    score = np.where(possible, similarity, -np.inf) / temperature
+    odds = np.exp(score - score.max(axis=1, keepdims=True, initial=-2 / temperature)).cumsum(axis=1)  # (M, B)
+    mark = np.minimum(chance * odds[:, -1], np.nextafter(odds[:, -1], 0))
+    return np.where(possible.any(axis=1), (odds <= mark[:, None]).sum(axis=1), partners)
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Logits (P,) of "belongs together", which of them count (P,) bool, and how many (): those of all processes."""

@@ -15,6 +15,9 @@ class Stream(enum.IntEnum):
     FATE = 4
     TOKENS = 5
     FRAMES = 6
+    HARD = 7
+    PARTNER = 8
+    DROP = 9
 
 
 def uniforms(stream: Stream, seed: int, epoch: int, keys: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.float64]:

@@ -13,9 +13,30 @@ Weight = Field(ge=0)
 
 
 class MaskingParams(Group):
+    unit: Literal["token", "ngram", "word"]  # what is hidden as a whole; word: needs text.words
     rate: float = Field(gt=0, lt=1)  # share of text tokens that are predicted
-    max_ngram: PositiveInt  # spans of 1..n tokens, shorter ones likelier
+    max_ngram: PositiveInt  # ngram: spans of 1..n tokens, shorter ones likelier
     frame_rate: float = Field(ge=0, lt=1)  # share of frames that are masked
+    # share of the videos that are shown without any text, and without any frames (never both), anew in each epoch
+    text_drop: float = Field(ge=0, le=1)
+    frames_drop: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def never_both(self) -> "MaskingParams":
+        if self.text_drop + self.frames_drop > 1:
+            raise ValueError("text_drop and frames_drop add up to more than 1, but no video loses both")
+        return self
+
+
+class MismatchedParams(Group):
+    """The texts that are also shown with another video's frames (itm)."""
+
+    share: float = Field(gt=0, le=1)  # of a batch
+    hard: float = Field(
+        ge=0, le=1
+    )  # share of them whose other video is drawn for the likeness of its frames; 0: of none
+    temperature: float = Field(gt=0)  # of that likeness, a cosine of mean frames: lower takes more similar ones
+    max_similarity: float = Field(gt=-1, le=1)  # above it another video is a near duplicate, not a mismatch
 
 
 class ObjectiveWeights(Group):
@@ -31,6 +52,15 @@ class ObjectiveWeights(Group):
 class ContrastParams(Group):
     embed_dim: PositiveInt
     temperature: float = Field(gt=0)  # where itc starts to learn its own; fixed for mfm
+    queue: NonNegativeInt  # videos of earlier batches that are negatives as well, as the EMA saw them; 0: none
+    soft_targets: float = Field(ge=0, le=1)  # alpha: share of the target that the EMA's similarities make up; 0: none
+    alpha_start: float = Field(gt=0, le=1)  # share of alpha at the start of the training
+    alpha_ramp: float = Field(ge=0, le=1)  # share of the training over which it rises to all of alpha
+
+    @property
+    def uses_momentum(self) -> bool:
+        """Whether contrast asks the EMA, its momentum encoder."""
+        return self.queue > 0 or self.soft_targets > 0
 
 
 class PretrainParams(BatchParams):
@@ -40,7 +70,7 @@ class PretrainParams(BatchParams):
     per_fold: bool
     held_out: PositiveInt  # videos of the pool that are kept aside to measure masked-token accuracy on
     masking: MaskingParams
-    mismatched: float = Field(gt=0, le=1)  # share of a batch that is also shown with another video's frames (itm)
+    mismatched: MismatchedParams
     weights: dict[Arch, ObjectiveWeights]
     contrast: ContrastParams
     labels: LabelParams  # of distillation; `balance` weighs them, since all videos serve the other objectives
@@ -72,4 +102,6 @@ class PretrainParams(BatchParams):
                 raise ValueError(f"weights.{arch}: at least one objective must be above 0")
         if "single_stream" in self.weights and self.weights["single_stream"].itc:
             raise ValueError("weights.single_stream.itc must be 0: its text and frames have no states of their own")
+        if self.contrast.uses_momentum and self.ema_decay == 0:
+            raise ValueError("contrast.queue and contrast.soft_targets need an ema_decay above 0: the EMA encodes them")
         return self

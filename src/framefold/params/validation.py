@@ -94,6 +94,8 @@ def _contradictions(
     yield from _data(groups[DataParams], groups[DemoParams])
     yield from _checkpoints(groups[FinetuneParams], groups[AverageWeightsParams])
     yield from _distillation(groups[PretrainParams], run, teacher)
+    if groups[PretrainParams].masking.unit == "word" and not text.words:
+        yield "pretrain.masking.unit is word, but text.words is false; set text.words=true"
     for name, model in (("student", student), ("teacher", teacher)):
         yield from _encoder(name, model.encoder, model.inputs, encoders)
         yield from _lengths(name, model.inputs, model.text, text.max_tokens)

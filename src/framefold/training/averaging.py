@@ -12,7 +12,8 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class ExponentialAverage:
-    """EMA of a model's parameters and floating-point buffers; integer buffers are copied.
+    """EMA of a model's parameters and floating-point buffers; integer buffers are copied, and so are all buffers of a
+    module with the attribute `not_averaged`.
 
     The decay of update t is min(decay, (1 + t) / (10 + t)), so that a short run is not dominated by its start weights
     (as in Tensorflow's ExponentialMovingAverage). With decay 0 nothing is kept: `model` is the trained model itself.
@@ -35,12 +36,13 @@ class ExponentialAverage:
         if self.averaged is None:
             return
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for averaged, current in zip(_tensors(self.averaged), _tensors(self.source), strict=True):
-            for tensors, tensor in zip(pairs.setdefault(averaged.dtype, ([], [])), (averaged, current), strict=True):
+        pairs: dict[tuple[torch.dtype, bool], tuple[list[Tensor], list[Tensor]]] = {}
+        for (averaged, copied), (current, _) in zip(_tensors(self.averaged), _tensors(self.source), strict=True):
+            both = pairs.setdefault((averaged.dtype, copied), ([], []))
+            for tensors, tensor in zip(both, (averaged, current), strict=True):
                 tensors.append(tensor)
-        for both in pairs.values():
-            blend(*both, weight)
+        for (_, copied), both in pairs.items():
+            blend(*both, 1.0 if copied else weight)
         self.updates += 1
 
     def state_dict(self) -> dict:
@@ -52,8 +54,14 @@ class ExponentialAverage:
             self.averaged.load_state_dict(state["model"])
 
 
-def _tensors(model: nn.Module) -> Iterable[Tensor]:
-    return itertools.chain(model.parameters(), model.buffers())
+def _tensors(model: nn.Module) -> Iterable[tuple[Tensor, bool]]:
+    """Parameters and buffers, and whether they are copied as they are."""
+    buffers = (
+        (buffer, hasattr(module, "not_averaged"))
+        for module in model.modules()
+        for buffer in module.buffers(recurse=False)
+    )
+    return itertools.chain(((parameter, False) for parameter in model.parameters()), buffers)
 
 
 def average_checkpoints(model: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> nn.Module:

@@ -150,6 +150,8 @@ class _Run:
         if isinstance(task, UsesAverage):
             task.average = self.ema.model
         self.adversary = build_adversary(self.model, adversarial)
+        if self.adversary and getattr(task, "once_a_step", False):
+            raise ValueError(f"{scratch.item}: an adversary asks for the loss again, which changes at every call")
         self.micro_batch = self._micro_batch(task)
         self.position, self.curve, self.after_epochs = Position(), Curve(), list[dict[str, Any]]()
 
@@ -208,7 +210,8 @@ class _Run:
             own = samples_of(part)
             weight = own * self.world / size  # gradients are averaged over the processes, hence their number
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.loss):
-                loss, details = self.loss(part, Share(own, size, self.rank, self.world))
+                share = Share(own, size, self.rank, self.world, self.position.samples / self.samples)
+                loss, details = self.loss(part, share)
                 self.accelerator.backward(loss if weight == 1 else loss * weight)
             for name, value in {"loss": loss, **details}.items():
                 mean = value.detach().float() * weight

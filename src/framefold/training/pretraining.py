@@ -16,6 +16,7 @@ from framefold.models.heads import ContrastHead, ItmHead, MfmHead, MlmHead
 from framefold.objectives import distillation, itc, itm, mfm, mlm
 from framefold.objectives.classification import hits
 from framefold.params.pretrain import ObjectiveWeights, PretrainParams
+from framefold.training.momentum import MomentumContrast, Vectors
 from framefold.training.sharing import Share
 
 Losses = dict[str, tuple[float, Tensor]]  # name -> weight, loss
@@ -47,8 +48,9 @@ class Totals(NamedTuple):
 class PretrainingModel(nn.Module):
     """A backbone with the heads of its objectives.
 
-    forward: (batch of `views.Masking` and `views.MismatchedVideos`, this process's share of the global batch) -> (total
-    loss, its detached parts). The processes' videos are each other's negatives.
+    forward: (batch of `views.training_views` and `views.MismatchedVideos`, this process's share of the global batch,
+    the model's own EMA where contrast asks for it) -> (total loss, its detached parts). The processes' videos are each
+    other's negatives.
     """
 
     def __init__(self, backbone: Any, mlm_head: MlmHead, weights: ObjectiveWeights, params: PretrainParams):
@@ -60,6 +62,7 @@ class PretrainingModel(nn.Module):
         self.mfm_head = MfmHead(hidden, backbone.feature_dim) if weights.mfm else None
         self.itm_head = ItmHead(backbone.pooled_size) if weights.itm else None
         self.itc_head = ContrastHead(hidden, hidden, contrast.embed_dim, contrast.temperature) if weights.itc else None
+        self.momentum = MomentumContrast(contrast) if weights.itc and contrast.uses_momentum else None
 
     @property
     def word_embeddings(self) -> nn.Embedding:
@@ -69,14 +72,14 @@ class PretrainingModel(nn.Module):
         prefix, _, rest = name.partition(".")
         return self.backbone.role_of(rest) if prefix == "backbone" else "head"
 
-    def forward(self, batch: Batch, share: Share) -> tuple[Tensor, Parts]:
+    def forward(self, batch: Batch, share: Share, average: Any = None) -> tuple[Tensor, Parts]:
         losses: Losses = {}
         parts: Parts = {}
         totals = self._totals(batch, share)
         if self.mlm_head is not None or self.mfm_head is not None:
             self._masked(batch, share, totals, losses, parts)
         if self.weights.distillation or self.weights.itm or self.weights.itc:
-            self._whole(batch, share, totals, losses, parts)
+            self._whole(batch, share, average, totals, losses, parts)
         parts |= {f"loss_{name}": loss.detach() for name, (_, loss) in losses.items()}
         return torch.stack([weight * loss for weight, loss in losses.values()]).sum(), parts
 
@@ -87,13 +90,13 @@ class PretrainingModel(nn.Module):
         counts = [
             none + len(batch["token_places"]) if mlm_head else none,
             none + len(batch["frame_places"]) if mfm_head else none,
-            batch["frame_mask"].any(dim=1).sum() if itm_head else none,
+            _comparable(batch).sum() if itm_head else none,
             _valid_pairs(batch).sum() if itm_head else none,
             distillation.has_soft_label(batch["soft"]).sum() if self.weights.distillation else none,
         ]
         return Totals(*share.totals(counts))
 
-    def _whole(self, batch: Batch, share: Share, totals: Totals, losses: Losses, parts: Parts) -> None:
+    def _whole(self, batch: Batch, share: Share, average: Any, totals: Totals, losses: Losses, parts: Parts) -> None:
         """The objectives on the batch as it is."""
         streams = None
         if isinstance(self.backbone, TwoStreams):
@@ -103,7 +106,9 @@ class PretrainingModel(nn.Module):
             self._distillation(batch, clean, totals, losses, parts)
         if self.itm_head is not None:
             self._matching(batch, clean, streams, totals, losses, parts)
-        if self.itc_head is not None and streams is not None:
+        if self.momentum is not None and streams is not None:
+            self._momentum_contrast(batch, streams, share, average, losses, parts)
+        elif self.itc_head is not None and streams is not None:
             self._contrast(batch, streams, share, losses, parts)
 
     def _masked(self, batch: Batch, share: Share, totals: Totals, losses: Losses, parts: Parts) -> None:
@@ -152,10 +157,9 @@ class PretrainingModel(nn.Module):
         losses: Losses,
         parts: Parts,
     ) -> None:
-        """Videos without frames match anything and are left out."""
         assert self.itm_head is not None
-        has_frames, swapped = batch["frame_mask"].any(dim=1), self._swapped(batch, streams)
-        matched = itm.Pairs(self.itm_head(clean.pooled), has_frames, totals.matched)
+        swapped = self._swapped(batch, streams)
+        matched = itm.Pairs(self.itm_head(clean.pooled), _comparable(batch), totals.matched)
         mismatched = itm.Pairs(self.itm_head(swapped.pooled), _valid_pairs(batch), totals.mismatched)
         losses["itm"] = self.weights.itm, itm.matching_loss(matched, mismatched)
         parts["itm_accuracy"] = itm.matching_accuracy(matched, mismatched)
@@ -174,12 +178,35 @@ class PretrainingModel(nn.Module):
         assert self.itc_head is not None
         text, frames, scale = self.itc_head(*self.backbone.unimodal(*streams))
         text, frames = share.gather(text), share.gather(frames)
-        valid = share.gather_mask(batch["frame_mask"].any(dim=1))
+        valid = share.gather_mask(_comparable(batch))
         losses["itc"] = self.weights.itc, itc.info_nce(text, frames, valid, scale)
         parts["itc_accuracy"] = itc.retrieval_accuracy(text, frames, valid)
 
+    def _momentum_contrast(
+        self, batch: Batch, streams: tuple[Tensor, ...], share: Share, average: Any, losses: Losses, parts: Parts
+    ) -> None:
+        """`average` is the EMA: contrast.uses_momentum needs one, by the params' own check."""
+        assert self.itc_head is not None
+        assert self.momentum is not None
+        text, frames, scale = self.itc_head(*self.backbone.unimodal(*streams))
+        momentum, valid = average.contrast_vectors(batch), _comparable(batch)
+        loss, accuracy = self.momentum(Vectors(text, frames), scale, momentum, batch["key"], valid, share)
+        losses["itc"], parts["itc_accuracy"] = (self.weights.itc, loss), accuracy
+
+    @torch.no_grad()
+    def contrast_vectors(self, batch: Batch) -> Vectors:
+        """What this model, as a momentum encoder, makes of a batch."""
+        assert self.itc_head is not None
+        streams = (*self.backbone.encode_text(batch), *self.backbone.encode_frames(batch))
+        return Vectors(*self.itc_head(*self.backbone.unimodal(*streams))[:2])
+
+
+def _comparable(batch: Batch) -> Tensor:
+    """Videos whose text and frames can be compared, (B,) bool: without frames, or without its text, one matches any."""
+    has_frames = batch["frame_mask"].any(dim=1)
+    return has_frames & ~batch["text_dropped"] if "text_dropped" in batch else has_frames
+
 
 def _valid_pairs(batch: Batch) -> Tensor:
-    """Mismatched pairs both of whose videos have frames, (P,) bool."""
-    has_frames = batch["frame_mask"].any(dim=1)
-    return has_frames.index_select(0, batch["pair_rows"]) & batch["pair_frame_mask"].any(dim=1)
+    """Mismatched pairs whose texts and frames can both be compared with their own, (P,) bool."""
+    return _comparable(batch).index_select(0, batch["pair_rows"]) & batch["pair_frame_mask"].any(dim=1)

@@ -19,7 +19,8 @@ class Task(Protocol):
         which `batch` is a `share`; parts with the same names at every step.
 
         Called under autocast. A task that compares the samples of a batch with each other (in-batch negatives) sets
-        `whole_batch = True`: its batches are never split into micro-batches.
+        `whole_batch = True`: its batches are never split into micro-batches. One whose loss has a memory sets
+        `once_a_step = True`: it must be asked once for each batch, so there is no adversary.
         """
         ...
 

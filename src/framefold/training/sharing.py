@@ -15,12 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Share:
-    """One process's samples of a global batch: `own` of `total`. The parts of processes differ by one at most."""
+    """One process's samples of a global batch: `own` of `total`. The parts of processes differ by one at most.
+
+    done: share of the training's samples that came before this batch.
+    """
 
     own: int
     total: int
     rank: int = 0
     world: int = 1
+    done: float = 0.0
 
     @property
     def longest(self) -> int:
@@ -51,6 +55,16 @@ class Share:
     def gather_mask(self, mask: Tensor) -> Tensor:
         """`gather` for a mask (own, ...) bool; false where a part is filled."""
         return self.gather(mask.float()).bool() if self.world > 1 else mask
+
+    @torch.no_grad()
+    def gather_in_order(self, rows: Tensor) -> Tensor:
+        """Rows (own, ...) of all processes as they stand in the global batch, (total, ...), without gradients.
+
+        Row i of this process is row `rank + i * world` there.
+        """
+        if self.world == 1:
+            return rows.detach()
+        return self.gather(rows.detach()).unflatten(0, (self.world, -1)).transpose(0, 1).flatten(0, 1)[: self.total]
 
 
 class _Gather(torch.autograd.Function):

@@ -50,12 +50,23 @@ class PretrainingTask:
     """Students on the unlabelled pool."""
 
     whole_batch = True  # matching, contrast and frame prediction compare the videos of a batch
+    once_a_step = True  # a batch joins the queue of the contrast
 
     def __init__(self, model: PretrainingModel):
         self.model: Any = model
+        self._average: Any = None
+
+    @property
+    def average(self) -> Any:
+        """The EMA, momentum encoder of the contrast; without dropout."""
+        return self._average
+
+    @average.setter
+    def average(self, model: Any) -> None:
+        self._average = model if model is self.model else model.eval()
 
     def loss(self, batch: Batch, share: Share) -> tuple[Tensor, Parts]:
-        return self.model(batch, share)
+        return self.model(batch, share, self.average)
 
     def role_of(self, name: str) -> str:
         return self.model.role_of(name)
