@@ -12,6 +12,8 @@ from real_tasks import NAMES, real_task, train_real
 from stores import make_project
 from torch import Tensor
 
+from benchmarks import packing as benchmark
+from benchmarks.training import rehearsal
 from framefold.data.places import places, with_places
 from framefold.models.bert import BertConfig, BertEncoder, BertIntermediate
 from framefold.models.packing import Packing, has_varlen
@@ -327,3 +329,16 @@ def test_encoder_adaptation_takes_no_notice(project: Path, monkeypatch: pytest.M
     expected = trained("adapt")
     monkeypatch.setenv("FRAMEFOLD_REMOVE_PADDING", "1")
     assert trained("adapt").history == expected.history
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3])
+def test_benchmark_pads_as_it_says(tmp_path: Path, share: float) -> None:
+    """About the share that was asked for, and every step is timed both ways."""
+    (setting,) = rehearsal()
+    data = benchmark.make_data(tmp_path, setting, share)
+    epoch = benchmark.batches_of(data, setting, ordered=False)
+    batches = [epoch[index] for index in range(20)]
+    assert benchmark.padding_share(batches) == pytest.approx(share, abs=0.06)
+    times = benchmark.compare(benchmark.Steps("dual_stream", setting, data), batches, 2)
+    assert times.shape == (2, 2)
+    assert (times > 0).all()

@@ -5,7 +5,7 @@ queries, keys and values are padded again for it alone.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,8 @@ class Packing:
         """`attention.attend` of every row of the batch to itself: query, key and value (N, heads, D), as the result."""
         if dropout == 0 and has_varlen(query):
             return self.varlen(query, key, value)
-        padded = (self.unpack(states).transpose(1, 2) for states in (query, key, value))  # (B, heads, L, D)
-        mixed = attend(*padded, self.mask[:, None, None, :], dropout)
+        query, key, value = (self.unpack(states).transpose(1, 2) for states in (query, key, value))  # (B, heads, L, D)
+        mixed = attend(query, key, value, self.mask[:, None, None, :], dropout)
         return self.pack(mixed.transpose(1, 2))
 
     def varlen(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Packing:
         from torch.nn.attention.varlen import varlen_attn  # takes a second
 
         length = self.mask.shape[1]  # a bound: the host does not know the longest row
-        return varlen_attn(query, key, value, self.ends, self.ends, length, length)
+        return cast(Tensor, varlen_attn(query, key, value, self.ends, self.ends, length, length))
 
 
 class _Gather(torch.autograd.Function):
