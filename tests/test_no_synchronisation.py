@@ -17,6 +17,7 @@ from stores import make_project
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from framefold.data.places import with_places
 from framefold.training.loop import samples_of
 from framefold.training.momentum import Vectors, VideoQueue
 from framefold.training.protocols import UsesAverage
@@ -32,10 +33,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def step(name: str, device: str) -> None:
+def step(name: str, device: str, remove_padding: bool = False) -> None:
     """Forward pass, and on the CPU the backward pass, of one batch."""
     real, mode = real_task(name, dropout=0.1), FakeTensorMode()
     batch, task = real.epochs(0)[0], real.task
+    if remove_padding:
+        batch = with_places(batch, torch.device(device))
     faked = {key: mode.from_tensor(tensor) for key, tensor in batch.items()}
     for module in (*task.model.modules(), *average_of(task)):
         for tensors in (module._parameters, module._buffers):
@@ -62,10 +65,11 @@ def fake(mode: FakeTensorMode, tensor: Tensor, device: str) -> Tensor:
         return torch.nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else moved
 
 
+@pytest.mark.parametrize("remove_padding", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_value_is_needed_on_the_host(project: Path, name: str, device: str) -> None:
-    step(name, device)
+def test_no_value_is_needed_on_the_host(project: Path, name: str, device: str, remove_padding: bool) -> None:
+    step(name, device, remove_padding)
 
 
 def selected(states: Tensor, positions: Tensor) -> Tensor:

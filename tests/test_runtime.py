@@ -54,7 +54,7 @@ def test_bad_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> 
 def test_flags_from_the_environment(monkeypatch: pytest.MonkeyPatch, text: str, expected: bool) -> None:
     monkeypatch.setenv("FRAMEFOLD_COMPILE", text)
     assert load_runtime().compile is expected
-    assert load_runtime().checkpointing is False
+    assert load_runtime().checkpointing is load_runtime().remove_padding is False
 
 
 @pytest.mark.parametrize("text", ["yes", "True", "on", "2", " 1"])

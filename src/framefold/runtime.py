@@ -2,7 +2,7 @@
 
 `runtime.yaml` in the project's root (untracked) sets them; the environment (FRAMEFOLD_THREADS, FRAMEFOLD_WORKERS,
 FRAMEFOLD_PROCESSES, FRAMEFOLD_DEVICE, FRAMEFOLD_MICRO_BATCH, FRAMEFOLD_COMPILE, FRAMEFOLD_CHECKPOINTING,
-FRAMEFOLD_CHECKPOINT_SECONDS, FRAMEFOLD_SHARDS) goes before it.
+FRAMEFOLD_REMOVE_PADDING, FRAMEFOLD_CHECKPOINT_SECONDS, FRAMEFOLD_SHARDS) goes before it.
 """
 
 import os
@@ -48,6 +48,7 @@ class Runtime(BaseModel):
     micro_batch: NonNegativeInt = 0  # samples per forward pass, gradients are accumulated; 0: the whole batch
     compile: Flag = False  # torch.compile of a training's passes: a slow start, then faster
     checkpointing: Flag = False  # in training keep a layer's inputs alone and compute the rest again: less memory
+    remove_padding: Flag = False  # in training the text encoder's layers leave padded positions out
     checkpoint_seconds: float = Field(60.0, ge=0)  # between saves of the training state
     shards: str = ""  # folder of finished shards of features, to be shared by machines; empty: the project's own
 

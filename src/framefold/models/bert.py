@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from framefold.errors import UserError
 from framefold.models.attention import attend
+from framefold.models.packing import Packing
 from framefold.models.recomputation import Layers
 
 INITIALIZER_STD = 0.02  # of every published BERT, whose width was first 768
@@ -95,14 +96,16 @@ class BertSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, source: Tensor, source_mask: Tensor) -> Tensor:
-        """hidden (B, Q, H) attends to source (B, K, H) where source_mask (B, 1, 1, K) is true."""
+    def forward(self, hidden: Tensor, mask: Tensor | Packing) -> Tensor:
+        """hidden (B, T, H) attends to itself where mask (B, 1, 1, T) is true; packed, hidden (N, H)."""
         query, key, value = (
-            layer(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, length, H / heads)
-            for layer, states in ((self.query, hidden), (self.key, source), (self.value, source))
+            layer(hidden).unflatten(-1, (self.heads, -1))  # (B, T, heads, H / heads) or (N, heads, H / heads)
+            for layer in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, key, value, source_mask, dropout)
+        if isinstance(mask, Packing):
+            return mask.attend(query, key, value, dropout).flatten(1)
+        mixed = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask, dropout)
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -125,8 +128,8 @@ class BertAttention(nn.Module):
         self.self = BertSelfAttention(config)
         self.output = BertOutput(config.hidden_size, config)
 
-    def forward(self, hidden: Tensor, source: Tensor, source_mask: Tensor) -> Tensor:
-        return self.output(self.self(hidden, source, source_mask), hidden)
+    def forward(self, hidden: Tensor, mask: Tensor | Packing) -> Tensor:
+        return self.output(self.self(hidden, mask), hidden)
 
 
 class BertIntermediate(nn.Module):
@@ -145,8 +148,8 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config.intermediate_size, config)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        attended = self.attention(hidden, hidden, mask)
+    def forward(self, hidden: Tensor, mask: Tensor | Packing) -> Tensor:
+        attended = self.attention(hidden, mask)
         return self.output(self.intermediate(attended), attended)
 
 
@@ -155,7 +158,7 @@ class BertLayers(nn.Module):
         super().__init__()
         self.layer = Layers(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | Packing) -> Tensor:
         for layer in self.layer:
             hidden = self.layer.run(layer, hidden, mask)
         return hidden
@@ -199,9 +202,15 @@ class BertEncoder(nn.Module):
             inputs_embeds = self.embeddings.word_embeddings(input_ids)
         return self.embeddings(inputs_embeds, token_type_ids, position_ids)
 
-    def encode(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embedded states (B, T, H) through the layers; attention_mask (B, T) bool, true where there is a token."""
-        return self.encoder(hidden, attention_mask[:, None, None, :])
+    def encode(self, hidden: Tensor, attention_mask: Tensor, places: Tensor | None = None) -> Tensor:
+        """Embedded states (B, T, H) through the layers; attention_mask (B, T) bool, true where there is a token.
+
+        With `places`, the mask's flat indices by `data.places`, the layers leave padding out, and its states are zeros.
+        """
+        if places is None:
+            return self.encoder(hidden, attention_mask[:, None, None, :])
+        packing = Packing(attention_mask, places)
+        return packing.unpack(self.encoder(packing.pack(hidden), packing))
 
     def forward(
         self,
@@ -211,9 +220,10 @@ class BertEncoder(nn.Module):
         inputs_embeds: Tensor | None = None,
         token_type_ids: Tensor | int = 0,
         position_ids: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states (B, T, H); see `embed` and `encode`. States at padded positions mean nothing."""
         hidden = self.embed(
             input_ids, inputs_embeds=inputs_embeds, token_type_ids=token_type_ids, position_ids=position_ids
         )
-        return self.encode(hidden, attention_mask)
+        return self.encode(hidden, attention_mask, places)

@@ -96,7 +96,8 @@ class DualStream(nn.Module):
     def encode_text(self, batch: Batch, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Text states (B, T, H) and mask (B, T), before any fusion."""
         input_ids = batch["input_ids"] if input_ids is None else input_ids
-        return self.text(input_ids, attention_mask=batch["text_mask"]), batch["text_mask"]
+        text_mask = batch["text_mask"]
+        return self.text(input_ids, attention_mask=text_mask, places=batch.get("real_text")), text_mask
 
     def encode_frames(
         self, batch: Batch, frames: Tensor | None = None, frame_mask: Tensor | None = None

@@ -52,11 +52,12 @@ class SingleStream(nn.Module):
         """States of a batch; ids (B, T), frames (B, F, D) and their mask may be replaced (masked or mismatched)."""
         input_ids = batch["input_ids"] if input_ids is None else input_ids
         frames = batch["frames"] if frames is None else frames
+        places = batch.get("real_inputs") if frame_mask is None else None  # they belong to the batch's own mask
         frame_mask = batch["frame_mask"] if frame_mask is None else frame_mask
         text_mask, length = batch["text_mask"], input_ids.shape[1]
         embedded = [self.text.embed(input_ids), self.embed_frames(frames, frame_mask)]
         mask = torch.cat([text_mask, frame_mask], dim=1)  # (B, T + F)
-        hidden = self.text.encode(torch.cat(embedded, dim=1), mask)  # (B, T + F, H)
+        hidden = self.text.encode(torch.cat(embedded, dim=1), mask, places)  # (B, T + F, H)
         text, frames = hidden[:, :length], hidden[:, length:]
         pooled = torch.cat([self.text_pooling(text, text_mask), self.frame_pooling(frames, frame_mask)], dim=-1)
         return Encoded(text, text_mask, frames, frame_mask, pooled)

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from framefold.data.places import with_places
 from framefold.errors import UserError
 from framefold.models.normalization import has_batch_statistics
 from framefold.models.recomputation import recompute_layers
@@ -84,8 +86,8 @@ def train(
     run = _Run(task, epochs(0), params, learning_rates, seed, precision, scratch, adversarial)
     run.resume()
     for epoch in range(run.position.epoch, params.epochs):
-        for batch in run.start_epoch(epochs(epoch)):
-            run.step(batch)
+        for parts in run.start_epoch(epochs(epoch)):
+            run.step(parts)
             if is_time_for_row(run.position.batch, len(run.batches)):
                 run.add_row()
             if run.is_time_to_save():
@@ -164,8 +166,8 @@ class _Run:
 
     # ---- one epoch
 
-    def start_epoch(self, batches: Batches) -> Iterator[Batch]:
-        """The epoch's batches from the present position on, on the device."""
+    def start_epoch(self, batches: Batches) -> Iterator[list[Batch]]:
+        """The epoch's batches from the present position on, on the device, each in parts of a micro-batch."""
         self.batches, device = batches.shard(self.rank, self.world), self.accelerator.device
         if self.position.batch and self.position.batches != len(self.batches):
             raise UserError(
@@ -173,6 +175,7 @@ class _Run:
                 f"{len(self.batches)} in {self.world} processes; go on with as many processes as before"
             )
         self.position.batches = len(self.batches)
+        packed_for = device if self.runtime.remove_padding else None
         loader: DataLoader = DataLoader(
             self.batches,  # type: ignore[arg-type]
             batch_size=None,
@@ -180,14 +183,14 @@ class _Run:
             num_workers=self.runtime.workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own: the global one belongs to dropout
+            collate_fn=partial(prepared, size=self.micro_batch, packed_for=packed_for),
         )
-        for batch in loader:
-            yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        for parts in loader:
+            yield [{name: tensor.to(device, non_blocking=True) for name, tensor in part.items()} for part in parts]
 
-    def step(self, batch: Batch) -> None:
+    def step(self, parts: list[Batch]) -> None:
         """Gradients over the whole global batch, clipped; one step of optimizer and EMA."""
         size = self.batches.global_size(self.position.batch)
-        parts = split(batch, self.micro_batch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(parts, size)
         if self.adversary:
@@ -310,6 +313,12 @@ class _Run:
 
 def samples_of(batch: Batch) -> int:
     return len(next(iter(batch.values())))
+
+
+def prepared(batch: Batch, size: int, packed_for: torch.device | None) -> list[Batch]:
+    """Parts of a batch where it is made, with what a model on `packed_for` needs to leave padding out."""
+    parts = split(batch, size)
+    return parts if packed_for is None else [with_places(part, packed_for) for part in parts]
 
 
 def split(batch: Batch, size: int) -> list[Batch]:

@@ -172,6 +172,8 @@ class PretrainingModel(nn.Module):
             text, text_mask = (part.index_select(0, rows) for part in streams[:2])
             return self.backbone.fuse(text, text_mask, *self.backbone.encode_frames(others))
         texts = {name: batch[name].index_select(0, rows) for name in ("input_ids", "text_mask")}
+        if "real_pairs" in batch:
+            others["real_inputs"] = batch["real_pairs"]
         return self.backbone.encode(texts | others)
 
     def _contrast(self, batch: Batch, streams: tuple[Tensor, ...], share: Share, losses: Losses, parts: Parts) -> None:
