@@ -29,6 +29,7 @@ KINDS = [
     "pseudo_label",
     "pretrain",
     "finetune",
+    "refit",
     "average_weights",
     "reweight",
     "reference",
