@@ -5,7 +5,7 @@ queries, keys and values are padded again for it alone.
 """
 
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +28,16 @@ class Packing:
     def __init__(self, mask: Tensor, places: Tensor):
         torch._assert_async(mask.flatten().index_select(0, places).sum() == mask.sum())
         self.mask, self.places = mask, places
-        count = len(places)
-        ranks = torch.full((mask.numel(),), count, dtype=torch.int64, device=mask.device)
-        self.ranks = ranks.index_copy(0, places, torch.arange(count, device=mask.device))  # (B * L,)
         self.ends = F.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)  # (1 + B,) of the rows in the packed states
 
     def pack(self, states: Tensor) -> Tensor:
         """States (B, L, ...) at the places, (N, ...)."""
-        return _Gather.apply(states.flatten(0, 1), self.places, self.ranks)
+        return states.flatten(0, 1).index_select(0, self.places)
 
     def unpack(self, states: Tensor) -> Tensor:
         """States (N, ...) at their places, (B, L, ...); zeros elsewhere."""
-        return _Scatter.apply(states, self.places, self.ranks).unflatten(0, self.mask.shape)
+        empty = states.new_zeros(self.mask.numel(), *states.shape[1:])
+        return empty.index_copy(0, self.places, states).unflatten(0, self.mask.shape)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """`attention.attend` of every row of the batch to itself: query, key and value (N, heads, D), as the result."""
@@ -55,32 +53,6 @@ class Packing:
 
         length = self.mask.shape[1]  # a bound: the host does not know the longest row
         return cast(Tensor, varlen_attn(query, key, value, self.ends, self.ends, length, length))
-
-
-class _Gather(torch.autograd.Function):
-    """Rows (L, ...) at places (N,); no place comes twice, so the gradient is `_Scatter`, not a sum."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, ranks: Tensor) -> Tensor:
-        ctx.save_for_backward(places, ranks)
-        return rows.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return _Scatter.apply(gradient, *ctx.saved_tensors), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    """Rows (N, ...) put at places (N,) of (L, ...), zeros elsewhere; ranks (L,): which row comes where, N for zeros."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, ranks: Tensor) -> Tensor:
-        ctx.save_for_backward(places, ranks)
-        return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]).index_select(0, ranks)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return _Gather.apply(gradient, *ctx.saved_tensors), None, None
 
 
 def has_varlen(query: Tensor) -> bool:
