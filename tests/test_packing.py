@@ -298,6 +298,7 @@ def assert_same_training(found: TrainResult, expected: TrainResult) -> None:
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", VIDEO_TASKS)
 def test_training_without_padding(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The real loop; with FGM where labels are learned."""
@@ -306,6 +307,7 @@ def test_training_without_padding(project: Path, monkeypatch: pytest.MonkeyPatch
     assert_same_training(trained(name), expected)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_micro_batches_have_places_of_their_own(project: Path, monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
     """Also where worker processes make the batches."""
@@ -316,6 +318,7 @@ def test_micro_batches_have_places_of_their_own(project: Path, monkeypatch: pyte
     assert_same_training(trained("classify single_stream"), expected)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["classify single_stream", "pretrain single_stream", "pretrain dual_stream"])
 def test_checkpointing_changes_nothing(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """With dropout, bit for bit: layers computed again see the same positions and draws."""
