@@ -13,6 +13,7 @@ from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.splits import read_labeled
 from framefold.inference.blocks import shared_folder
 from framefold.inference.fold_models import (
+    AVERAGE,
     LAST,
     SELECTION,
     Fold,
@@ -63,7 +64,9 @@ def main() -> None:
         sources, folders = ({name: folder / str(name) for name in names} for folder in (source, scratch.folder))
         labeled, test = (open_videos_for(example, split, student.encoder, root) for split in ("labeled", "test"))
         predictor = open_predictor(labeled, test, student, params.batch_size, scratch, blocks)
-        choose = partial(predictor.greedy_soup if params.method == "greedy" else last_checkpoints, last=params.last)
+        # students that label in a later round: its own are judged on the fold that would choose
+        greedy = params.method == "greedy" and round_.name is None
+        choose = partial(predictor.greedy_soup if greedy else last_checkpoints, last=params.last)
         average = partial(average_folds, sources, folders, choose, predictor.average)
         processes.main_first("averages", average, scratch.guard)
         parts = [part for fold in folds for part in predictor.parts(fold, sources[fold], folders[fold])]
@@ -115,7 +118,7 @@ def describe_fold(fold: int, source: Path, predicted: Path) -> dict[str, Any]:
         return official_scores(labeled.labels[rows], logits.argmax(axis=1), labeled.categories)["score"]
 
     scores = {"swa": score("validation.parquet"), "last": score(LAST)}
-    chosen = read_json(predicted / SELECTION)
+    chosen = read_json(predicted / AVERAGE / SELECTION)
     return scores | ({"selection": chosen} if chosen else {}) | {"finetune": read_json(source / "metrics.json")}
 
 

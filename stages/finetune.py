@@ -12,14 +12,14 @@ from torch import nn
 
 from framefold.data.folds import REFIT, Folds
 from framefold.data.manifest import NAME
-from framefold.data.pseudo_labels import ORIGIN, origin_of, read_teachers, teacher_of
+from framefold.data.pseudo_labels import ORIGIN, ORIGINS, origin_of, read_teachers, teacher_of
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import UserError, command
 from framefold.launch import on_several_processes
 from framefold.models.registry import architecture, build_model, load_weights_into, save_config
 from framefold.models.weights import save_weights
 from framefold.params.base import load, load_value
-from framefold.params.finetune import FinetuneParams
+from framefold.params.finetune import CheckpointParams, FinetuneParams
 from framefold.params.models import StudentParams
 from framefold.rounds import Round, add_round
 from framefold.runtime import is_main_process, load_runtime, seed_everything
@@ -69,6 +69,7 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
         videos = with_own_pixels(featured, params, root, encoder) if params.vision.lr else featured
         labeled = open_labeled(videos)
         data = open_data(videos, labeled, fold, student, params)
+        params = params.model_copy(update={"checkpoints": choice_of(params.checkpoints, data, round_)})
         halves = fold_halves(data, labeled) if params.checkpoints.select == "top" else None
         seed_everything(seed)
         model = warm_student(arch, student, size, source, videos, len(data.categories))
@@ -89,6 +90,7 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
         )
         if is_main_process():
             origin = origin_of(labeled, data.training.rows, n_folds=int(labeled.fold.max()) + 1)
+            origin["leaky"] = read_json(round_.pseudo / ORIGINS)["leaky"]  # what its pretraining learned
             publish(round_.models / "finetune" / arch / str(fold), result, params, data, origin, scratch)
         scratch.finish()
 
@@ -107,6 +109,13 @@ def open_data(
     if fold == REFIT:
         return open_all(videos, labeled, student.inputs, params.batch_size)
     return open_fold(videos, labeled, labeled.fold == fold, student.inputs, params.batch_size)
+
+
+def choice_of(params: CheckpointParams, data: FoldData, round_: Round) -> CheckpointParams:
+    """Nothing is chosen by fold score where there is no fold, nor for students that label in a later round, whose
+    students are judged on that very fold."""
+    by_fold = len(data.validation) and round_.name is None
+    return params if by_fold else params.model_copy(update={"select": "last"})
 
 
 def with_own_pixels(videos: Videos, params: FinetuneParams, root: Path, encoder: Path) -> Videos:
@@ -162,14 +171,11 @@ def judge(
 def publish(
     target: Path, result: TrainResult, params: FinetuneParams, data: FoldData, origin: dict[str, Any], scratch: Scratch
 ) -> None:
-    choice = params.checkpoints
-    if not len(data.validation):  # nothing to choose by
-        choice = choice.model_copy(update={"select": "last"})
-    kept = kept_epochs([report.get("ema", 0.0) for report in result.epochs], choice)
+    kept = kept_epochs([report.get("ema", 0.0) for report in result.epochs], params.checkpoints)
     report: dict[str, Any] = {"epochs": result.epochs, "kept": kept} | result.epochs[-1]
     report |= {"training_videos": len(data.training), "validation_videos": len(data.validation)}
     if "ema_halves" in result.epochs[-1]:
-        report["selection"] = top_gains(result.epochs, choice)
+        report["selection"] = top_gains(result.epochs, params.checkpoints)
     with write_folder_aside(target) as aside:
         for epoch in kept:
             shutil.copyfile(scratch.folder / checkpoint(epoch), aside / checkpoint(epoch))

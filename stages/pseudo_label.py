@@ -22,7 +22,7 @@ from framefold.data.pseudo_labels import (
 )
 from framefold.data.samples import read_columns, samples_path
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, read_categories, store_paths
-from framefold.errors import command
+from framefold.errors import UserError, command
 from framefold.evaluation.calibration import fit_temperature
 from framefold.evaluation.pseudo_quality import (
     assignment_counts,
@@ -100,6 +100,10 @@ def open_committee(folder: Path, processes: Processes) -> Committee:
         params = load(TeacherParams)
         processes.main_first("tidy", lambda: drop_unlisted(folder, params.folds))
         return teachers(params)
+    if folder != Round(folder.parent.name).models / "swa":
+        raise UserError(
+            f"pseudo_label: {folder} is neither {TEACHERS} nor models/rounds/<name>/swa; correct who labels"
+        )
     student, archs = load(StudentParams), load_value("archs")
     processes.main_first("tidy", lambda: drop_unlisted(folder, archs))
     return students(folder, archs, open_labeled(), student.encoder, student.inputs)

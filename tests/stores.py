@@ -121,7 +121,7 @@ def make_teachers(root: Path, params: dict[str, Any]) -> None:
         save_model(folder, build_model("single_stream", teacher.text, teacher.model, *shape))
         own = teacher_fold(fold, teacher.n_folds)
         trained = np.unique(fold[(own != number) & (fold != HOLDOUT)]).tolist()
-        write_json(folder / ORIGIN, {"n_folds": teacher.n_folds, "trained_folds": trained})
+        write_json(folder / ORIGIN, {"leaky": False, "n_folds": teacher.n_folds, "trained_folds": trained})
         logits = np.random.default_rng(number).normal(size=(int((own == number).sum()), len(CATEGORIES)))
         write_predictions(folder / "out_of_fold.parquet", ids[own == number].tolist(), logits)
 
@@ -136,14 +136,19 @@ def write_soft_labels(root: Path, sharpness: float = 4.0) -> None:
     teacher = np.where(np.arange(size) % 10 == 3, NOBODY, MEAN).astype(np.int32)
     probs[teacher == NOBODY] = 0
     folder = root / "data/pseudo"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "soft.npy", probs.astype(np.float16))
     hard = np.where(teacher == NOBODY, -1, probs.argmax(1)).astype(np.int32), probs.max(1).astype(np.float32)
     ids, usable = np.array(samples["id"].to_pylist()), np.arange(size) % 10 != 0
     write_labels(folder, lambda rows: ids[rows].tolist(), Assignment(teacher, usable), [hard])
+    write_origins(root)
+
+
+def write_origins(root: Path) -> None:
+    """What pseudo_label says of the teachers whose labels it left."""
     trained = {fold: [other for other in range(3) if other != fold] for fold in range(3)}
     origins = {"folder": "models/teacher", "leaky": False, "n_folds": 3, "trained_folds": trained}
-    write_json(folder / ORIGINS, origins)
+    write_json(root / "data/pseudo" / ORIGINS, origins)
 
 
 def class_tokens(label: int, rng: np.random.Generator, low: int, high: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from framefold.data.folds import HOLDOUT
 from framefold.data.videos import open_labeled, open_videos
 from framefold.inference.batch_statistics import recompute_statistics
-from framefold.inference.fold_models import COPIED, Predictor, average_folds, last_checkpoints
+from framefold.inference.fold_models import AVERAGE, COPIED, Predictor, average_folds, last_checkpoints
 from framefold.models.normalization import MaskedBatchNorm
 from framefold.models.registry import architecture, build_model, load_model, save_config
 from framefold.models.weights import read_state_dict, save_weights
@@ -105,7 +105,7 @@ def averaged(project: Path, pooling: str) -> tuple[Predictor, Path]:
     stores = labeled, open_videos("test", "small"), open_labeled(labeled)
     predictor = Predictor(*stores, student.inputs, 16, torch.device("cpu"), lambda: None, project / "blocks")
     average_folds({0: project / "source"}, {0: project / "target"}, LAST_TWO, predictor.average)
-    return predictor, project / "target"
+    return predictor, project / "target" / AVERAGE
 
 
 def noisy_checkpoints(folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_an_average_is_the_mean_of_the_weights_and_the_same_bytes_again(project:
             torch.testing.assert_close(tensor, (one[name] + other[name]) / 2)
     digest = sha256_of(folder / "model.safetensors")
     shutil.rmtree(folder)
-    average_folds({0: project / "source"}, {0: folder}, LAST_TWO, predictor.average)
+    average_folds({0: project / "source"}, {0: folder.parent}, LAST_TWO, predictor.average)
     assert sha256_of(folder / "model.safetensors") == digest
 
 

@@ -137,7 +137,7 @@ UNUSED = {
     "pseudo_label": TEACHER_SIZES,
     "earlier_pseudo_label": {*TEACHER_SIZES, "pseudo_label.teachers"},
     "average_weights": {"student.text"},
-    "earlier_average_weights": {"student.text"},
+    "earlier_average_weights": {"student.text", "full_data"},  # there is no refit in earlier rounds
     "reference": {*NOT_ROOT, "ensemble.blend", "ensemble.weights"},
     "ensemble": {
         *NOT_ROOT,

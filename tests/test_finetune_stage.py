@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stores import CATEGORIES, DIM, ROOT, VOCAB, make_project, small_params, write_soft_labels
+from stores import CATEGORIES, DIM, ROOT, VOCAB, make_project, small_params, write_origins, write_soft_labels
 
 from framefold.models.registry import build_model, save_model
 from framefold.params.base import validate
@@ -38,12 +38,14 @@ def test_kept_checkpoints_are_the_last_or_the_best(select, scores, kept):
     assert kept_epochs(scores, CheckpointParams(keep=2, select=select)) == kept
 
 
-def project(root: Path, pseudo_epochs: int = 0) -> Path:
+def project(root: Path, pseudo_epochs: int = 0, **changes: object) -> Path:
     """Stores and a pretrained student with random weights."""
     params = small_params()
     params["finetune"]["pseudo"] |= {"epochs": pseudo_epochs, "batch_size": 16}
     params["finetune"]["pseudo"]["labels"]["balance"] = 0.5
+    params["finetune"] |= changes
     make_project(root, params)
+    write_origins(root)
     student = validate(StudentParams, params["student"], "student", "params.yaml")
     size = validate(SingleStreamParams, params["models"]["single_stream"], "models", "params.yaml")
     torch.manual_seed(3)
@@ -132,8 +134,9 @@ def test_a_student_of_another_size_is_refused_by_name(tmp_path):
 
 @pytest.mark.medium
 def test_a_finetune_killed_in_both_phases_resumes_to_the_same_bytes(tmp_path):
-    """Twice in the phase on pseudo-labels, then in the one on true labels, which no longer repeats the first."""
-    roots = [project(tmp_path / name, pseudo_epochs=2) for name in ("whole", "killed")]
+    """Twice in the phase on pseudo-labels, between both, then in the one on true labels, which no longer repeats the
+    first. A head that training alone needs is drawn between the phases."""
+    roots = [project(tmp_path / name, pseudo_epochs=2, level1=0.5) for name in ("whole", "killed")]
     for root in roots:
         write_soft_labels(root)
     finish(start(roots[0], STAGE))

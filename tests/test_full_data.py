@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from stores import CATEGORIES, DIM, SIZES, VOCAB, make_project, small_params
+from stores import CATEGORIES, DIM, SIZES, VOCAB, make_project, small_params, write_origins
 
 from framefold.data.folds import HOLDOUT, REFIT
 from framefold.data.pseudo_labels import ORIGINS
@@ -158,6 +158,7 @@ def pretrained_project(root: Path, variants: list[str], **changes: object) -> No
     for key, value in changes.items():
         params[key] |= value
     make_project(root, params)
+    write_origins(root)
     student = validate(StudentParams, params["student"], "student", "params.yaml")
     size = validate(SingleStreamParams, params["models"]["single_stream"], "models", "params.yaml")
     for number, variant in enumerate(variants):

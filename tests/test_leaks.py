@@ -123,19 +123,27 @@ def test_a_teacher_that_saw_its_own_fold_is_caught():
 
 def test_what_a_teacher_was_trained_on_is_read_from_its_own_folder(tmp_path):
     for teacher, folds in TRAINED_FOLDS.items():
-        write_json(tmp_path / str(teacher) / ORIGIN, {"n_folds": 2, "trained_folds": folds})
+        write_json(tmp_path / str(teacher) / ORIGIN, {"leaky": False, "n_folds": 2, "trained_folds": folds})
     folders = {teacher: [tmp_path / str(teacher)] for teacher in TRAINED_FOLDS}
-    assert read_origins(folders, 2) == TRAINED_FOLDS
-    write_json(tmp_path / "0" / ORIGIN, {"n_folds": 2, "trained_folds": [-1, 1, 3]})
-    assert read_origins(folders, 2) == TRAINED_FOLDS | {0: [-1, 1, 3]}
+    assert read_origins(folders, 2, leaky=False) == TRAINED_FOLDS
+    write_json(tmp_path / "0" / ORIGIN, {"leaky": False, "n_folds": 2, "trained_folds": [-1, 1, 3]})
+    assert read_origins(folders, 2, leaky=False) == TRAINED_FOLDS | {0: [-1, 1, 3]}
     with pytest.raises(UserError, match="one of 2 folds"):
-        read_origins(folders, 3)
+        read_origins(folders, 3, leaky=False)
+
+
+def test_a_student_of_leaky_labels_is_no_teacher(tmp_path):
+    """Whatever folds its finetuning left out; in a run that allows leaks it is one."""
+    write_json(tmp_path / "0" / ORIGIN, {"leaky": True, "n_folds": 2, "trained_folds": [1]})
+    with pytest.raises(UserError, match="learned from leaky labels"):
+        read_origins({0: [tmp_path / "0"]}, 2, leaky=False)
+    assert read_origins({0: [tmp_path / "0"]}, 2, leaky=True) == {0: [1]}
 
 
 def test_of_several_models_of_a_fold_one_that_saw_too_much_is_enough(tmp_path):
     for arch, folds in (("a", [1]), ("b", [1, 0])):
-        write_json(tmp_path / arch / "0" / ORIGIN, {"n_folds": 2, "trained_folds": folds})
-    trained = read_origins({0: [tmp_path / arch / "0" for arch in ("a", "b")]}, 2)
+        write_json(tmp_path / arch / "0" / ORIGIN, {"leaky": False, "n_folds": 2, "trained_folds": folds})
+    trained = read_origins({0: [tmp_path / arch / "0" for arch in ("a", "b")]}, 2, leaky=False)
     with pytest.raises(UserError, match="rounds/first/swa/0: it was trained on fold 0"):
         check_teachers(trained, 2, "models/rounds/first/swa")
 

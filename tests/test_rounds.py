@@ -105,6 +105,35 @@ def test_a_student_that_saw_its_fold_is_no_teacher(project, capsys):
     assert "models/rounds/first/swa/1: it was trained on fold 1" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_none_of_a_rounds_students_loses_nothing(project, capsys):
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["pseudo_label"]["teachers"] = str(FIRST.models)
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    before = sorted(FIRST.models.rglob("*"))
+    with pytest.raises(SystemExit):
+        tiny_project.run_stage("pseudo_label")
+    assert "models/rounds/first is neither models/teacher nor models/rounds/<name>/swa" in capsys.readouterr().err
+    assert sorted(FIRST.models.rglob("*")) == before
+
+
+def test_nothing_is_chosen_by_the_fold_of_a_student_that_labels_in_the_next_round(project):
+    """Checkpoints by fold score and greedy soups would carry its labels into that round."""
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["finetune"] |= {"epochs": 3, "checkpoints": {"keep": 2, "select": "top"}}
+    params["average_weights"] |= {"last": 2, "method": "greedy"}
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    tiny_project.run_stage("pseudo_label", "--round", "second", "--teachers", str(SWA))
+    tiny_project.run_stage("pretrain", "--arch", "dual_stream", "--round", "second")
+    for fold in FOLDS:
+        tiny_project.run_stage("finetune", "--arch", "dual_stream", "--fold", str(fold), "--round", "second")
+    tiny_project.run_stage("average_weights", "--arch", "dual_stream", "--round", "second")
+    own = Round("second").models
+    kept = [read_json(own / f"finetune/dual_stream/{fold}/metrics.json")["kept"] for fold in FOLDS]
+    folds = read_json(own / "swa/dual_stream/metrics.json")["folds"]
+    assert kept == [[1, 2]] * len(FOLDS)
+    assert not any("selection" in fold for fold in folds.values())
+
+
 def test_students_of_an_architecture_that_params_no_longer_name_have_no_say(project):
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     Path("params.yaml").write_text(yaml.safe_dump(params | {"archs": ["single_stream"]}), encoding="utf-8")
@@ -128,7 +157,7 @@ def test_a_round_leaves_what_the_next_one_reads_and_nothing_elsewhere(project):
     assert sorted(path.name for path in (own.models / "pretrain/dual_stream").iterdir()) == ["0", "1"]
     for fold in FOLDS:
         origin = read_json(own.models / "swa/dual_stream" / str(fold) / ORIGIN)
-        assert origin == {"n_folds": 3, "trained_folds": [other for other in range(3) if other != fold]}
+        assert origin == {"leaky": False, "n_folds": 3, "trained_folds": [other for other in range(3) if other != fold]}
     after = {path for path in Path().rglob("*") if path.is_file() and not path.is_relative_to("models/rounds")}
     new = {path for path in after - before if path.parts[0] not in (".scratch", "logs")}
     assert {path.parts[:3] for path in new} == {("data", "rounds", "second"), ("metrics", "rounds", "second")}

@@ -266,6 +266,22 @@ def test_code_counts_through_imports(monkeypatch: pytest.MonkeyPatch, folder: Pa
     assert code_fingerprint(["framefold.stage"]) != before
 
 
+def test_a_stage_that_imports_another_counts_it(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    stages, package = folder / "stages", folder / "framefold"
+    for made in (stages, package):
+        made.mkdir()
+    (stages / "again.py").write_text("from stages.once import main\n")
+    (stages / "once.py").write_text("from framefold import deep\n")
+    (package / "deep.py").write_text("VALUE = 1\n")
+    monkeypatch.setattr(fingerprint, "PACKAGE", package)
+    monkeypatch.setattr(fingerprint, "STAGES", stages)
+    before = code_fingerprint(["stages.again"])
+    (package / "deep.py").write_text("VALUE = 2\n")
+    changed = code_fingerprint(["stages.again"])
+    (stages / "once.py").write_text("from framefold import deep  # edited\n")
+    assert len({before, changed, code_fingerprint(["stages.again"])}) == 3
+
+
 # ---- one owner
 
 

@@ -11,6 +11,7 @@ import torch
 from real_tasks import NAMES, real_task, train_real
 from stores import make_project
 
+from framefold.errors import UserError
 from framefold.models.recomputation import Layers
 from framefold.params.training import OptimizationParams
 from framefold.training.loop import TrainResult, samples_of
@@ -86,23 +87,28 @@ def test_batch_statistics_are_of_the_whole_batch(project: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize(("checkpointing", "remove_padding"), [("0", "0"), ("1", "0"), ("0", "1"), ("1", "1")])
+@pytest.mark.parametrize("remove_padding", ["0", "1"])
 @pytest.mark.parametrize(
     "name",
     ["classify single_stream", "classify dual_stream nextvlad", "pretrain dual_stream", "pretrain_all dual_stream"],
 )
-def test_compiled_equals_eager(
-    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, checkpointing: str, remove_padding: str
-) -> None:
+def test_compiled_equals_eager(project: Path, monkeypatch: pytest.MonkeyPatch, name: str, remove_padding: str) -> None:
     """Losses with dropout to rounding, in batches of several shapes; weights keep their names."""
     monkeypatch.setenv("FRAMEFOLD_REMOVE_PADDING", remove_padding)
     monkeypatch.setattr("framefold.data.places.CPU_STEP", 4)  # else such small batches keep all their padding
     expected = trained(name, dropout=0.1, tokens=300)
     monkeypatch.setenv("FRAMEFOLD_COMPILE", "1")
-    monkeypatch.setenv("FRAMEFOLD_CHECKPOINTING", checkpointing)
     found = trained(name, dropout=0.1, tokens=300)
     assert list(found.model.state_dict()) == list(expected.model.state_dict())
     assert len(found.history) >= 6
     for number, (row, other) in enumerate(zip(found.history, expected.history, strict=True)):
         magnified = number and name.endswith("nextvlad")  # what steps are rounded by, by statistics of a few videos
         assert row == pytest.approx(other, rel=1e-2 if magnified else 1e-3, abs=1e-4)
+
+
+def test_layers_that_run_twice_are_not_compiled(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler fails on some of them: refused before the work, not an hour into it."""
+    monkeypatch.setenv("FRAMEFOLD_COMPILE", "1")
+    monkeypatch.setenv("FRAMEFOLD_CHECKPOINTING", "1")
+    with pytest.raises(UserError, match="set one of them"):
+        trained("classify single_stream", dropout=0.0)

@@ -158,7 +158,7 @@ def test_drop_makes_what_a_video_without_the_modality_is(project: Path) -> None:
     videos = pool()
     batch = videos.batch(np.arange(160))
     dropped = ModalityDrop(0.3, 0.4, TOKENS)(dict(batch), 0, 0)
-    no_text, had_frames = dropped["text_dropped"], batch["frame_mask"].any(1)
+    no_text, had_frames = without_text(dropped) & ~without_text(batch), batch["frame_mask"].any(1)
     no_frames = had_frames & ~dropped["frame_mask"].any(1)
     assert 30 < no_text.sum() < 60 < no_frames.sum() + 20 < 90
     assert not (no_text & no_frames).any()
@@ -178,7 +178,7 @@ def test_videos_without_text_keep_their_frames(project: Path) -> None:
     batch["input_ids"], batch["text_mask"] = torch.tensor([[2, 3]] * 30), torch.ones(30, 2, dtype=torch.bool)
     dropped = ModalityDrop(0.5, 0.5, TOKENS)(dict(batch), 0, 0)
     assert torch.equal(dropped["frame_mask"], batch["frame_mask"])
-    assert not dropped["text_dropped"].any()
+    assert torch.equal(dropped["input_ids"], batch["input_ids"])
 
 
 def test_drops_are_as_frequent_as_told_and_anew_in_each_epoch(project: Path) -> None:
@@ -186,7 +186,7 @@ def test_drops_are_as_frequent_as_told_and_anew_in_each_epoch(project: Path) -> 
     batch, drop = videos.batch(np.arange(160)), ModalityDrop(0.1, 0.3, TOKENS)
     both = batch["frame_mask"].any(1) & (batch["text_mask"].sum(1) > 2)
     results = [drop(dict(batch), 0, epoch) for epoch in range(80)]
-    text = torch.stack([result["text_dropped"][both] for result in results]).double()
+    text = torch.stack([without_text(result)[both] for result in results]).double()
     frames = torch.stack([~result["frame_mask"].any(1)[both] for result in results]).double()
     error = 4 * np.sqrt(0.25 / text.numel())
     assert abs(float(text.mean()) - 0.1) < error
@@ -198,8 +198,13 @@ def test_drops_depend_on_the_video_alone(project: Path) -> None:
     videos, drop = pool(), ModalityDrop(0.4, 0.4, TOKENS)
     whole = drop(videos.batch(np.arange(160)), 0, 1)
     some = drop(videos.batch(np.array([50, 7, 121])), 0, 1)
-    assert torch.equal(some["text_dropped"], whole["text_dropped"][[50, 7, 121]])
+    assert torch.equal(without_text(some), without_text(whole)[[50, 7, 121]])
     assert torch.equal(some["frame_mask"].sum(1), whole["frame_mask"].sum(1)[[50, 7, 121]])
+
+
+def without_text(batch: Batch) -> torch.Tensor:
+    """[CLS] [SEP] and no more, by drop or by nature, (B,) bool."""
+    return batch["text_mask"].sum(1) == 2
 
 
 def views(videos: VideoDataset, **drops: float) -> Batch:
@@ -212,12 +217,12 @@ def views(videos: VideoDataset, **drops: float) -> Batch:
 def test_pairs_of_videos_that_lost_a_modality_do_not_count(project: Path, arch: str) -> None:
     """Matching and contrast are those of the other videos, whatever the model makes of a missing modality."""
     model, batch = build(arch).eval(), views(pool(), text_drop=0.3, frames_drop=0.3)
-    lost = batch["text_dropped"] | ~batch["frame_mask"].any(1)
+    lost = without_text(batch) | ~batch["frame_mask"].any(1)
     assert 20 < lost.sum() < 60
     _, parts = model(batch, ALONE)
     changed = dict(batch)
     changed["input_ids"] = torch.where(lost.unsqueeze(1) & (batch["input_ids"] > 4), 9, batch["input_ids"])
-    changed["input_ids"][batch["text_dropped"], 0] = 11
+    changed["input_ids"][without_text(batch), 0] = 11
     assert not torch.equal(changed["input_ids"], batch["input_ids"])
     _, other = model(changed, ALONE)
     names = ["loss_itm", "itm_accuracy"] + (["loss_itc", "itc_accuracy"] if arch == "dual_stream" else [])
@@ -229,7 +234,7 @@ def test_pairs_of_videos_that_lost_a_modality_do_not_count(project: Path, arch: 
 def test_hidden_tokens_and_frames_are_of_what_is_left(project: Path) -> None:
     batch = views(pool(), text_drop=0.4, frames_drop=0.4)
     width, most = batch["input_ids"].shape[1], batch["frames"].shape[1]
-    assert not batch["text_dropped"][batch["token_places"] // width].any()
+    assert not without_text(batch)[batch["token_places"] // width].any()
     assert batch["frame_mask"].flatten()[batch["frame_places"]].all()
     assert batch["frame_mask"].any(1)[batch["frame_places"] // most].all()
 

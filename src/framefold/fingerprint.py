@@ -12,6 +12,7 @@ from framefold.errors import UserError
 from framefold.storage import fingerprint_of
 
 PACKAGE = Path(__file__).parent  # src/framefold
+STAGES = PACKAGE.parents[1] / "stages"  # one may import another
 LIBRARIES = ("numpy", "torch", "accelerate", "pillow", "pyarrow", "tokenizers")  # whose versions show in bytes
 WHOLE = 1 << 20  # files up to this size are digested whole
 EDGE = 1 << 16  # of larger ones, this much at each end, with size and time of modification
@@ -61,7 +62,7 @@ def file_digest(path: Path) -> str:
 
 
 def code_fingerprint(modules: Iterable[str] = ()) -> str:
-    """Digest of the sources of the running script, of `modules`, and of every framefold module that these import.
+    """Digest of the sources of the running script, of `modules`, and of every framefold module or stage they import.
 
     Imports are read from the sources, so one inside a function counts before it has happened.
     """
@@ -95,10 +96,11 @@ def _imports(source: bytes) -> set[Path]:
 
 
 def _source(module: str) -> Path | None:
-    """File of a framefold module; None for what is no module of ours (a class, another package)."""
+    """File of a framefold module or of a stage; None for what is no module of ours (a class, another package)."""
     package, *rest = module.split(".")
-    if package != PACKAGE.name:
+    root = {PACKAGE.name: PACKAGE, STAGES.name: STAGES}.get(package)
+    if root is None:
         return None
-    path = PACKAGE.joinpath(*rest)
+    path = root.joinpath(*rest)
     candidates = (path.with_suffix(".py"), path / "__init__.py") if rest else (path / "__init__.py",)
     return next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -71,17 +71,22 @@ def assign_to_all(groups: Groups) -> Assignment:
 
 
 def origin_of(labeled: Folds, trained: npt.NDArray[np.int64], n_folds: int) -> dict[str, Any]:
-    """What ORIGIN says of a model that learned the labels of the rows `trained`, one of `n_folds`."""
-    return {"n_folds": n_folds, "trained_folds": np.unique(labeled.fold[trained]).tolist()}
+    """What ORIGIN says of a model that learned the labels of the rows `trained`, one of `n_folds`.
+
+    "leaky" is whether it was pretrained on leaky labels; a teacher is not pretrained.
+    """
+    return {"leaky": False, "n_folds": n_folds, "trained_folds": np.unique(labeled.fold[trained]).tolist()}
 
 
-def read_origins(folders: Mapping[int, Sequence[Path]], n_folds: int) -> dict[int, list[int]]:
+def read_origins(folders: Mapping[int, Sequence[Path]], n_folds: int, leaky: bool) -> dict[int, list[int]]:
     """Teacher -> student folds of its training videos, as recorded by `train_teacher` or `finetune`, of all its models
-    together. UserError: a model was one of another number of folds."""
+    together. UserError: a model was one of another number of folds, or learned leaky labels where none are allowed."""
     trained_folds = {}
     for teacher, models in folders.items():
         origins = [read_json(folder / ORIGIN) for folder in models]
         for folder, origin in zip(models, origins, strict=True):
+            if origin["leaky"] and not leaky:
+                raise UserError(f"{folder}: it learned from leaky labels; retrain it with `dvc repro`")
             if origin["n_folds"] != n_folds:
                 raise UserError(
                     f"{folder}: it was one of {origin['n_folds']} folds, now there are {n_folds}; "

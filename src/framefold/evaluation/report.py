@@ -31,9 +31,9 @@ def write_report(
     comparisons: dict[str, Any] = {f"ensemble_minus_{name}": scorer.differences(final, rivals[name]) for name in rivals}
     write_json(METRICS / "comparisons.json", marked(comparisons | {"best_fold_is": f"{arch}/{fold}"} | oracle(root)))
     write_json(METRICS / "optimism.json", marked(out_of_fold_optimism(students, logits, scorer)))
-    write_json(METRICS / "reweight.json", reweighting(students, blend))
+    write_json(METRICS / "reweight.json", marked(reweighting(students, blend)))
     chosen = {arch: selection_of(students.fold_reports(arch)) for arch in students.archs}
-    write_json(METRICS / "selection.json", chosen)
+    write_json(METRICS / "selection.json", marked(chosen))
     checks = all_checks(students.archs, students.folds, students.models, METRICS)
     write_json(METRICS / "alive.json", checks | selection_checks(chosen))
     write_plots(students, final, scorer)

@@ -33,7 +33,7 @@ class Committee:
 
     def trained_folds(self, leaky: bool) -> dict[int, list[int]]:
         """Fold -> student folds that its models learned. UserError, unless `leaky`: they saw what they must not."""
-        trained = read_origins(self.members, self.n_folds)
+        trained = read_origins(self.members, self.n_folds, leaky)
         if not leaky:
             check_teachers(trained, self.n_folds, self.folder)
         return trained

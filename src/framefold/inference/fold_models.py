@@ -26,13 +26,14 @@ from framefold.models.end_to_end import load_student
 from framefold.models.normalization import has_batch_statistics
 from framefold.models.registry import save_model
 from framefold.params.models import InputParams
-from framefold.seals import is_whole, sealed
+from framefold.seals import is_whole, sealed_folder
 from framefold.storage import link_or_copy, read_json, write_json
 
 LAST = "last_checkpoint.parquet"  # of the last EMA checkpoint alone: compared with the average, then dropped
 PREDICTED = ("validation.parquet", "holdout.parquet", "test.parquet")
 WEIGHTS = "model.safetensors"
 COPIED = ("curves.csv", ORIGIN)
+AVERAGE = "model"  # sub-folder of a fold's: the average, beside its predictions
 MODEL = (WEIGHTS, "config.json", *COPIED)
 SELECTION = "selection.json"  # what choosing checkpoints on the fold gains; empty where nothing was chosen
 
@@ -46,20 +47,20 @@ def average_folds(
     choose: Choose,
     average: Callable[[Fold, Path, Sequence[str]], nn.Module],
 ) -> None:
-    """Average the chosen checkpoints of every fold into its folder; an average that is there and whole is kept.
+    """Average the chosen checkpoints of every fold into `AVERAGE` of its folder; one that is there and whole is kept.
 
     average: `Predictor.average`.
     """
     for fold, source in sources.items():
-        target = folders[fold]
-        if not is_whole(target / WEIGHTS):
-            target.mkdir(exist_ok=True)
-            for name in COPIED:
-                shutil.copyfile(source / name, target / name)
-            names, gains = choose(fold, source)
-            write_json(target / SELECTION, gains)
-            with sealed(target / WEIGHTS):
-                save_model(target, average(fold, source, names))
+        target = folders[fold] / AVERAGE
+        if not is_whole(target):
+            folders[fold].mkdir(exist_ok=True)
+            with sealed_folder(target) as aside:
+                for name in COPIED:
+                    shutil.copyfile(source / name, aside / name)
+                names, gains = choose(fold, source)
+                write_json(aside / SELECTION, gains)
+                save_model(aside, average(fold, source, names))
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Predictor:
     def parts(self, fold: int, source: Path, target: Path) -> Iterator[Part]:
         """All predictions of a fold: checkpoints in `source`, the average in `target`."""
         validation, holdout = (np.flatnonzero(self.folds.fold == value) for value in (fold, HOLDOUT))
-        average, last = (target, WEIGHTS), (source, kept_checkpoints(source)[-1])
+        average, last = (target / AVERAGE, WEIGHTS), (source, kept_checkpoints(source)[-1])
         yield self.part(fold, "validation.parquet", average, self.labeled, validation)
         yield self.part(fold, "holdout.parquet", average, self.labeled, holdout)
         yield self.part(fold, "test.parquet", average, self.test, np.arange(len(self.test)))
@@ -127,7 +128,7 @@ class Predictor:
 
     def refit_part(self, target: Path) -> Part:
         """Of a model that was trained on all labelled videos: the test videos, which alone it has not seen."""
-        return self.part(REFIT, "test.parquet", (target, WEIGHTS), self.test, np.arange(len(self.test)))
+        return self.part(REFIT, "test.parquet", (target / AVERAGE, WEIGHTS), self.test, np.arange(len(self.test)))
 
     def greedy_soup(self, fold: Fold, source: Path, last: int) -> tuple[Sequence[str], Mapping[str, float]]:
         """Of the `last` checkpoints in `source` those chosen on the fold, and what that gains; REFIT has no fold."""
@@ -183,8 +184,9 @@ def last_checkpoints(fold: Fold, source: Path, last: int) -> tuple[Sequence[str]
 
 def publish_model(folder: Path, target: Path, predictions: Sequence[str]) -> None:
     target.mkdir()
-    for name in (*MODEL, *predictions):
-        link_or_copy(folder / name, target / name)
+    for source, names in ((folder / AVERAGE, MODEL), (folder, predictions)):
+        for name in names:
+            link_or_copy(source / name, target / name)
 
 
 def publish_folds(folders: Mapping[int, Path], target: Path) -> None:

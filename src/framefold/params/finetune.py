@@ -18,7 +18,8 @@ class CheckpointParams(Group):
 
 
 class PseudoPhaseParams(Group):
-    """A first phase on the pool's soft labels, which the true labels then correct; the rest is as in `finetune`."""
+    """A first phase on the pool's soft labels, which the true labels then correct. Batches, decay, warm-up and EMA are
+    as in `finetune`; its losses and adversary are for true labels."""
 
     epochs: NonNegativeInt  # 0: none
     batch_size: PositiveInt

@@ -91,6 +91,9 @@ def _contradictions(
     if teacher.n_folds > split.n_folds:
         yield f"teacher.n_folds is {teacher.n_folds}, above split.n_folds, {split.n_folds}; some would hold out nothing"
     yield from _rounds(run.earlier_rounds, groups[PseudoLabelParams])
+    who = {*run.earlier_rounds.values(), groups[PseudoLabelParams].teachers}
+    if groups[FinetuneParams].vision.lr and who != {"models/teacher"}:
+        yield "finetune.vision.lr is above 0, but students with own towers do not label; set it to 0 or drop the rounds"
     yield from _data(groups[DataParams], groups[DemoParams])
     yield from _checkpoints(groups[FinetuneParams], groups[AverageWeightsParams])
     yield from _distillation(groups[PretrainParams], run, teacher)
@@ -154,6 +157,11 @@ def _data(data: DataParams, demo: DemoParams) -> Iterator[str]:
 def _checkpoints(finetune: FinetuneParams, average: AverageWeightsParams) -> Iterator[str]:
     if average.last > finetune.checkpoints.keep:
         yield f"average_weights.last is {average.last}, but finetune.checkpoints.keep is {finetune.checkpoints.keep}"
+    elif finetune.checkpoints.select == "top" and average.last != finetune.checkpoints.keep:
+        yield (
+            f"average_weights.last is {average.last} of the {finetune.checkpoints.keep} best checkpoints that "
+            "finetune.checkpoints keeps; set both to the same number"
+        )
 
 
 def _distillation(pretrain: PretrainParams, run: RunParams, teacher: TeacherParams) -> Iterator[str]:

@@ -19,8 +19,9 @@ def start_accelerator(runtime: Runtime, precision: str) -> Accelerator:
         torch.cuda.set_device(device)
     mixed = "bf16" if resolve_precision(precision, device) == "bf16" else "no"
     AcceleratorState._reset_state()  # it is global: an earlier training in this process may have had another precision
-    # a batch without frames leaves the parameters of the frames' side unused
-    data_parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # a batch without frames leaves the parameters of the frames' side unused; buffers (queues, statistics of the global
+    # batch) are computed alike by all processes, so nothing need be sent
+    data_parallel = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[data_parallel])
 
 

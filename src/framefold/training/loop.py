@@ -137,6 +137,10 @@ class _Run:
         adversarial: AdversarialParams | None,
     ):
         self.params, self.scratch, self.runtime = params, scratch, load_runtime()
+        if self.runtime.compile and self.runtime.checkpointing:
+            raise UserError(
+                "compile and checkpointing: torch does not compile layers that it runs twice; set one of them"
+            )
         self.accelerator = start_accelerator(self.runtime, precision)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         seed_everything(seed + self.rank)

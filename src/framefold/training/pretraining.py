@@ -19,6 +19,7 @@ from framefold.params.pretrain import ObjectiveWeights, PretrainParams
 from framefold.training.momentum import MomentumContrast, Vectors
 from framefold.training.sharing import Share
 
+EMPTY_TEXT = 2  # tokens: [CLS] [SEP]
 Losses = dict[str, tuple[float, Tensor]]  # name -> weight, loss
 Parts = dict[str, Tensor]
 
@@ -204,9 +205,8 @@ class PretrainingModel(nn.Module):
 
 
 def _comparable(batch: Batch) -> Tensor:
-    """Videos whose text and frames can be compared, (B,) bool: without frames, or without its text, one matches any."""
-    has_frames = batch["frame_mask"].any(dim=1)
-    return has_frames & ~batch["text_dropped"] if "text_dropped" in batch else has_frames
+    """Videos whose text and frames can be compared, (B,) bool: without frames, or without text, one matches any."""
+    return batch["frame_mask"].any(dim=1) & (batch["text_mask"].sum(dim=1) > EMPTY_TEXT)
 
 
 def _valid_pairs(batch: Batch) -> Tensor:

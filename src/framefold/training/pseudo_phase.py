@@ -13,7 +13,7 @@ from framefold.data.batches import EpochBatches
 from framefold.inference.processes import Processes
 from framefold.models.weights import load_strict, read_state_dict, save_weights
 from framefold.params.finetune import FinetuneParams
-from framefold.runtime import is_main_process, load_runtime
+from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch
 from framefold.storage import write_folder_aside, write_json
 from framefold.training.classifiers import FoldData
@@ -51,7 +51,10 @@ def learn_pseudo_labels(
             load_strict(model, result.ema.state_dict(), PHASE)
             own.finish()
     else:
+        with Scratch(processes.item, scratch.fingerprint) as own:
+            own.finish()  # a kill between the two may have left it
         load_strict(model, read_state_dict(scratch.folder / PHASE / WEIGHTS), PHASE)
+    seed_everything(seed)  # what is drawn next must not depend on whether the phase ran just now
 
 
 def train_on_pool(

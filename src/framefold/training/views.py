@@ -33,7 +33,7 @@ class ModalityDrop:
     """Makes of some videos what they would be without text, of others what they would be without frames.
 
     A share `text` of them loses its whole text, a share `frames` all its frames, never both: who has but one of the two
-    keeps it. Anew in each epoch. Adds "text_dropped" (B,) bool, since such a text no longer says whose it is.
+    keeps it. Anew in each epoch.
     """
 
     text: float
@@ -53,7 +53,6 @@ class ModalityDrop:
             "text_mask": batch["text_mask"] & ~(no_text & (place > 1)),
             "frames": batch["frames"].masked_fill(no_frames.unsqueeze(-1), 0.0),
             "frame_mask": batch["frame_mask"] & ~no_frames,
-            "text_dropped": no_text.squeeze(1),
         }
         return batch | changed
 
