@@ -109,7 +109,7 @@ def write_teachers(project: Project) -> None:
             save_model(folder, build_model("single_stream", params.text, params.model, *shape))
             own = teacher_fold(labeled.fold, params.n_folds)
             trained = np.unique(labeled.fold[(own != number) & (labeled.fold != HOLDOUT)]).tolist()
-            write_json(folder / ORIGIN, {"n_folds": params.n_folds, "trained_folds": trained})
+            write_json(folder / ORIGIN, {"leaky": False, "n_folds": params.n_folds, "trained_folds": trained})
             ids = labeled.ids.take(np.flatnonzero(own == number)).to_pylist()
             logits = np.random.default_rng(number).normal(size=(len(ids), CATEGORIES))
             write_predictions(folder / "out_of_fold.parquet", ids, logits)

@@ -116,7 +116,7 @@ def experiment(smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_changing_finetune_runs_finetune_and_what_follows(experiment: tuple[Project, Run]):
     _, run = experiment
-    assert run.kinds == {"finetune"} | JOINS
+    assert run.kinds == {"finetune", "refit"} | JOINS
     assert len([name for name in run.ran if name.startswith("finetune")]) == 4
 
 
@@ -137,7 +137,7 @@ def test_metrics_diff_compares_two_branches(experiment: tuple[Project, Run]):
 
 def test_changing_one_architecture_leaves_the_other_cached(smoke_copy: Project):
     run = smoke_copy.repro("exp", "run", "--set-param", "models.dual_stream.head_hidden=48")
-    assert run.kinds == {"pretrain", "finetune"} | JOINS
+    assert run.kinds == {"pretrain", "finetune", "refit"} | JOINS
     assert [name for name in run.ran if "single_stream" in name] == []
 
 

@@ -102,12 +102,13 @@ def main() -> None:
 
 
 def compare(found: Result, expected: Result, later: dict[str, float] = TOLERANCE) -> None:
-    """later: tolerance of gradients after the first step."""
+    """later: tolerance after the first step."""
     assert len(found["gradients"]) == len(expected["gradients"]) >= 3
     for step, (one, other) in enumerate(zip(found["gradients"], expected["gradients"], strict=True)):
         torch.testing.assert_close(one, other, **(later if step else TOLERANCE))
-    for row, other in zip(found["history"], expected["history"], strict=True):
-        assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
+    for number, (row, other) in enumerate(zip(found["history"], expected["history"], strict=True)):
+        tolerance = (later if number else TOLERANCE)["rtol"]
+        assert row == pytest.approx(other, rel=tolerance, abs=tolerance)
 
 
 @pytest.fixture(scope="module")

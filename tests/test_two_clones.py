@@ -14,7 +14,7 @@ from conftest import Project, Run, SmokeRun, environment_of
 pytestmark = pytest.mark.medium
 
 ARCHS = ("single_stream", "dual_stream")
-AFTER = {"average_weights", "reweight", "ensemble"}
+AFTER = {"refit", "average_weights", "reweight", "ensemble"}
 FRAMES = "demo_data@demo"  # every clone draws its frames itself: they are in no cache
 
 
