@@ -55,6 +55,7 @@ def test_fitting_that_does_not_help_leaves_equal_weights(labels, method):
     assert refused >= 4
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["simplex", "greedy"])
 def test_gain_on_noise_is_claimed_in_sample_but_not_cross_fitted(method):
     """40 draws of three members that know nothing: four points gained in sample, cross-fitted none beyond chance."""

@@ -271,6 +271,7 @@ def test_no_video_can_lose_both(project: Path) -> None:
 # frame modelling -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("arch", ARCHS)
 def test_candidates_of_hidden_frames_are_the_real_frames_of_the_batch(project: Path, arch: str) -> None:
     """The model's loss against a loop over hidden frames; padding, which may hold anything, is never a candidate."""
