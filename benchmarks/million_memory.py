@@ -18,7 +18,7 @@ import torch
 from benchmarks.million_data import CATEGORIES, FEATURE_DIM, SPLITS, write_annotations, write_feature_archive
 from benchmarks.million_project import Measured, Project, new_project
 from framefold.data.folds import HOLDOUT, teacher_fold
-from framefold.data.pseudo_labels import ORIGIN
+from framefold.data.pseudo_labels import ORIGIN, origin_of
 from framefold.data.tokens import read_special_tokens
 from framefold.data.videos import open_labeled
 from framefold.inference.predictions import write_predictions
@@ -108,8 +108,8 @@ def write_teachers(project: Project) -> None:
             torch.manual_seed(number)
             save_model(folder, build_model("single_stream", params.text, params.model, *shape))
             own = teacher_fold(labeled.fold, params.n_folds)
-            trained = np.unique(labeled.fold[(own != number) & (labeled.fold != HOLDOUT)]).tolist()
-            write_json(folder / ORIGIN, {"leaky": False, "n_folds": params.n_folds, "trained_folds": trained})
+            trained = np.flatnonzero((own != number) & (labeled.fold != HOLDOUT))
+            write_json(folder / ORIGIN, origin_of(labeled, trained, params.n_folds))
             ids = labeled.ids.take(np.flatnonzero(own == number)).to_pylist()
             logits = np.random.default_rng(number).normal(size=(len(ids), CATEGORIES))
             write_predictions(folder / "out_of_fold.parquet", ids, logits)

@@ -51,6 +51,7 @@ class Project:
             "FRAMEFOLD_WORKERS": "0",
             "FRAMEFOLD_DEVICE": "cpu",
             "DVC_SITE_CACHE_DIR": str(self.path.parent / f"{self.path.name}.site"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.path.parent / f"{self.path.name}.inductor"),  # made by any optimizer
         }
         return kept | person | own
 
