@@ -49,22 +49,13 @@ def main() -> None:
 def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
     """The student of a fold; with REFIT the one of all labelled videos, by the same recipe without validation."""
     params, student = load(FinetuneParams), load(StudentParams)
-    size = load(architecture(arch).Params, f"models.{arch}")
     seed, precision = load_value("seed"), load_value("precision")
     teacher = labels_by(fold, round_) if load_value("pretrain.per_fold") else None  # None: all together
     source = round_.models / "pretrain" / arch / ("all" if teacher is None else str(teacher))
+    root, encoder = Path(load_value("data.root")), Path("models/clip") / student.encoder
     load_runtime().prepare_cpu()
 
-    stamp = {
-        "params": [group.model_dump(mode="json") for group in (params, student, size)],
-        "run": [seed, precision, fold],
-    }
-    inputs = [FOLDS, CATEGORIES, source, *store_paths("labeled", student.encoder)]
-    inputs += [round_.pseudo, *store_paths("unlabeled", student.encoder)] if params.pseudo.epochs else []
-    root, encoder = Path(load_value("data.root")), Path("models/clip") / student.encoder
-    inputs += [root / NAME, encoder] if params.vision.lr else []
-    item, modules = round_.item(stage, arch, fold), [f"framefold.models.{arch}"]
-    with Scratch(item, stage_fingerprint(stamp, inputs, modules)) as scratch:
+    with Scratch(round_.item(stage, arch, fold), made_from(arch, fold, round_, source)) as scratch:
         featured = open_videos("labeled", student.encoder)
         videos = with_own_pixels(featured, params, root, encoder) if params.vision.lr else featured
         labeled = open_labeled(videos)
@@ -72,27 +63,37 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
         params = params.model_copy(update={"checkpoints": choice_of(params.checkpoints, data, round_)})
         halves = fold_halves(data, labeled) if params.checkpoints.select == "top" else None
         seed_everything(seed)
-        model = warm_student(arch, student, size, source, videos, len(data.categories))
+        model = warm_student(arch, student, source, videos, len(data.categories))
         if params.pseudo.epochs:
             pool = open_labelled_pool(student, round_.pseudo, teacher, params.pseudo.labels)
             judged = open_data(featured, labeled, fold, student, params)
             learn_pseudo_labels(model, pool, judged, params, seed=seed, precision=precision, scratch=scratch)
         if params.vision.lr:  # after the first phase, which reads features
             give_tower(model, encoder)
+        judgement = judge(data, halves, scratch)
         result = train_classifier(
-            model,
-            data,
-            params,
-            seed=seed,
-            precision=precision,
-            scratch=scratch,
-            after_epoch=judge(data, halves, scratch),
+            model, data, params, seed=seed, precision=precision, scratch=scratch, after_epoch=judgement
         )
         if is_main_process():
             origin = origin_of(labeled, data.training.rows, n_folds=int(labeled.fold.max()) + 1)
             origin["leaky"] = read_json(round_.pseudo / ORIGINS)["leaky"]  # what its pretraining learned
             publish(round_.models / "finetune" / arch / str(fold), result, params, data, origin, scratch)
         scratch.finish()
+
+
+def made_from(arch: str, fold: int | str, round_: Round, source: Path) -> dict[str, str]:
+    """Fingerprint of all that a student is made from; source: its pretraining."""
+    params, student = load(FinetuneParams), load(StudentParams)
+    groups = (params, student, load(architecture(arch).Params, f"models.{arch}"))
+    stamp = {
+        "params": [group.model_dump(mode="json") for group in groups],
+        "run": [load_value("seed"), load_value("precision"), fold],
+    }
+    inputs = [FOLDS, CATEGORIES, source, *store_paths("labeled", student.encoder)]
+    inputs += [round_.pseudo, *store_paths("unlabeled", student.encoder)] if params.pseudo.epochs else []
+    if params.vision.lr:
+        inputs += [Path(load_value("data.root")) / NAME, Path("models/clip") / student.encoder]
+    return stage_fingerprint(stamp, inputs, [f"framefold.models.{arch}"])
 
 
 def labels_by(fold: int | str, round_: Round) -> int:
@@ -137,8 +138,9 @@ def give_tower(model: Any, encoder: Path) -> None:
     attach_tower(model, load_encoder(encoder))
 
 
-def warm_student(arch: str, student: StudentParams, size: Any, source: Path, videos: Videos, n_classes: int) -> Any:
+def warm_student(arch: str, student: StudentParams, source: Path, videos: Videos, n_classes: int) -> Any:
     """The student with the weights of its pretraining, backbone and classification head."""
+    size = load(architecture(arch).Params, f"models.{arch}")
     model = build_model(arch, student.text, size, videos.special.size, videos.features.dim, n_classes)
     load_weights_into(model, source)
     return model

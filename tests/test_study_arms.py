@@ -155,6 +155,15 @@ def test_dependencies_named_by_item_count(study):
     assert code_digest(study.root) != before
 
 
+def test_stages_repeated_by_foreach_count(study):
+    body = {"cmd": "python", "deps": ["stages/train.py"]}
+    dvc_yaml = {"stages": {"train": {"foreach": ["a"], "do": body}}}
+    (study.root / "dvc.yaml").write_text(yaml.safe_dump(dvc_yaml), encoding="utf-8")
+    before = code_digest(study.root)
+    (study.root / "stages/train.py").write_text("print(2)\n", encoding="utf-8")
+    assert code_digest(study.root) != before
+
+
 def test_a_docstring_is_no_statement_but_a_string_is():
     assert meaning('def f():\n    """Says."""') == meaning("def f():\n    pass")
     assert meaning('x = "a"') != meaning('x = "b"')

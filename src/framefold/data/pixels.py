@@ -4,9 +4,10 @@ The rows, texts and order of videos are those of the stores; only "frames" of a 
 from the zips and decoded whenever a batch is made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import get_worker_info
 
-from framefold.data.batches import SoftLabels, VideoDataset, sample_rng
+from framefold.data.batches import VideoDataset, sample_rng
 from framefold.data.frames import FrameError, decode_jpeg, read_frames
 from framefold.data.images import Preprocess
 from framefold.data.manifest import SplitManifest, read_layout
 from framefold.data.videos import Videos
 from framefold.errors import UserError
-from framefold.params.models import InputParams
 from framefold.runtime import load_runtime
 
 CROP = 1 << 62  # added to a video's key: crops are drawn apart from the choice of frames
@@ -98,15 +98,9 @@ class PixelVideos(Videos):
 
     pixels: FramePixels
 
-    def dataset(
-        self,
-        rows: npt.NDArray[np.int64],
-        inputs: InputParams,
-        labels: npt.NDArray[np.int32] | None = None,
-        soft: SoftLabels | None = None,
-    ) -> VideoDataset:
-        own = None if labels is None else labels[rows]
-        return PixelDataset(self.pixels, self.tokens, self.features, rows, inputs, own, soft, self.special)
+    @property
+    def _dataset_of(self) -> Callable[..., VideoDataset]:
+        return partial(PixelDataset, self.pixels)
 
 
 def with_pixels(videos: Videos, root: Path | str, split: str, preprocess: Preprocess, min_crop: float) -> PixelVideos:

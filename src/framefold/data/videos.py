@@ -1,5 +1,6 @@
 """Opening the stores of one split together, and choosing the labelled rows that train and those that validate."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,11 @@ class Videos:
     ) -> VideoDataset:
         """The videos at `rows`; labels (N,) and soft (N, C) are by row of the split, like the stores."""
         own = None if labels is None else labels[rows]
-        return VideoDataset(self.tokens, self.features, rows, inputs, own, soft, self.special)
+        return self._dataset_of(self.tokens, self.features, rows, inputs, own, soft, self.special)
+
+    @property
+    def _dataset_of(self) -> Callable[..., VideoDataset]:
+        return VideoDataset
 
 
 def open_videos(split: str, encoder: str) -> Videos:

@@ -23,7 +23,8 @@ def params_digest(params: dict[str, Any]) -> str:
 def code_digest(root: Path) -> str:
     """Of the modules that dvc.yaml names, without comments, docstrings and layout: a change of these is none."""
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    given = {str(path) for stage in stages.values() for path in stage["deps"] if str(path).startswith(CODE)}
+    bodies = [stage.get("do", stage) for stage in stages.values()]  # do: what foreach repeats
+    given = {str(path) for body in bodies for path in body["deps"] if str(path).startswith(CODE)}
     files = sorted({path for pattern in given for path in root.glob(ITEM.sub("*", pattern))})
     content = {path.relative_to(root).as_posix(): meaning(path.read_text(encoding="utf-8")) for path in files}
     return fingerprint_of(content)[:LENGTH]
