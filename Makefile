@@ -27,10 +27,12 @@ repro: setup
 	framefold repro --jobs 2
 
 test: setup
-	python -m pytest -m "not slow"
+	python -m pytest
+	python -m pytest -n 0 -m "medium and not slow"
 
 test-slow: setup
-	python -m pytest -m ""
+	python -m pytest
+	python -m pytest -n 0 -m "medium or slow"
 
 bench: setup
 	python -m benchmarks.run

@@ -15,6 +15,9 @@ import pytest
 
 from benchmarks.working_tree import copy_working_tree
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: threads would only wait for each other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORDER = Path(__file__).parent / "recorder"  # a sitecustomize that notes what each stage opens and imports
 NOT_COPIED = ("dvc.lock", "metrics/")  # results: the run makes its own
