@@ -36,7 +36,9 @@ STUDY: dict[str, Any] = {
     ],
     "without": [{"name": "no_smoothing", "what": "no smoothing", "overrides": {"finetune.label_smoothing": 0}}],
     "added": [{"name": "pgd", "what": "PGD", "overrides": {"finetune.adversarial.method": "pgd"}}],
+    "optimism": ["default"],
 }
+OPTIMISM = {"expected": 0.5, "single_models": 0.4, "difference": 0.1, "low": -0.1, "high": 0.3}
 RUNS_OF_SEED_0 = [f"{arm}-0" for arm in ACCURACY]
 RUNS = [*RUNS_OF_SEED_0, *(f"{arm}-1" for arm in ACCURACY if arm != "pgd")]
 
@@ -151,4 +153,6 @@ def write_outcome(folder: Path, scored: Videos, labels: np.ndarray) -> None:
     pq.write_table(truth, folder / TRUTH)
     pq.write_table(labels_table(labels, truth), folder / LABELS)
     entries = {part: entry | {"score_low": 0.1, "score_high": 0.9} for part, entry in scores.items()}
-    write_json(folder / SCORES, {"final": scores, "models": {"probe_both": entries, "dual_stream": entries}})
+    optimism = {"dual_stream": dict.fromkeys(("holdout", "test"), OPTIMISM)}
+    models = {"probe_both": entries, "dual_stream": entries}
+    write_json(folder / SCORES, {"final": scores, "models": models, "optimism": optimism})

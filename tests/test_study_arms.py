@@ -102,6 +102,7 @@ def test_a_committed_ladder_ends_with_the_recipe(name):
         ({"without": [{"name": "pgd", "what": "x", "overrides": {"folds": [0]}}]}, "several arms are called pgd"),
         ({"without": [{"name": "default", "what": "x", "overrides": {"folds": [0]}}]}, "called default"),
         ({"ladder": [{"name": "a", "what": "x", "restore": ["finetune.nothing"]}]}, "finetune.nothing is missing"),
+        ({"optimism": ["bare", "nobody"]}, "optimism: no arms nobody"),
         ({"seed": 3}, "Extra inputs"),
     ],
 )

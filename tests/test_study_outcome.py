@@ -86,6 +86,12 @@ def test_models_are_those_of_the_metrics_and_of_the_linear_probe(project, outcom
     assert models["probe_text"] == reference["text"]
 
 
+def test_optimism_is_that_of_the_last_stage(project, outcome):
+    stated = read_json(project / "metrics/optimism.json")
+    assert stated
+    assert read_json(outcome / SCORES)["optimism"] == stated
+
+
 def test_single_fold_models_are_judged_each_by_itself(project, outcome):
     """The mean of the official scores of each fold's own predictions, which is not that of their blend."""
     part, truth, _, categories = columns(outcome)

@@ -11,7 +11,7 @@ from small_study import labels_of, videos, write_outcome
 
 from framefold.errors import UserError
 from framefold.study import records as module
-from framefold.study.records import FINAL, MODELS, Made, Records
+from framefold.study.records import FINAL, MODELS, OPTIMISM, Made, Records
 
 MADE = Made("p" * 12, "c" * 12, "d" * 12, 61.7)
 
@@ -91,7 +91,7 @@ def test_a_row_of_scores_is_the_last_that_is_written(records, monkeypatch):
     monkeypatch.setattr(module, "copy", lambda source, target: written.append(target.name))
     monkeypatch.setattr(module, "replace_rows", lambda path, *rest: written.append(path.name))
     add(records, "bare")
-    assert written == ["truth.parquet", "bare-0.parquet", MODELS.name, FINAL.name]
+    assert written == ["truth.parquet", "bare-0.parquet", MODELS.name, OPTIMISM.name, FINAL.name]
 
 
 def test_results_on_other_videos_are_refused(records):

@@ -122,6 +122,13 @@ def test_models_of_the_recipe_and_the_linear_probe_stand_beside(study):
     assert row(text, "linear probe, both")[3] == f"{mean:.3f} [0.100, 0.900]"
 
 
+def test_optimism_stands_there_of_the_arms_that_the_study_names(study):
+    table = page(study).partition("how optimistic out of fold is")[2]
+    cells = row(table, "default")
+    assert cells[3:6] == ["dual_stream", "+0.100 [-0.100, +0.300]", "+0.100 [-0.100, +0.300]"]
+    assert "| pgd |" not in table
+
+
 def test_a_second_report_replaces_the_first_and_nothing_else(study):
     first = page(study)
     assert first.startswith("# Experiments\n\nWhat was measured.\n")

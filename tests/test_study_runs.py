@@ -159,8 +159,9 @@ def test_results_are_committed_one_by_one_and_nothing_else(study):
     log = study.git("log", "--format=%s", "--name-only", "-2").split("\n")
     assert [line for line in log if line] == [
         *("Ablation: tiny, pgd, seed 0", "metrics/ablation.csv", "metrics/ablation/tiny/pgd-0.parquet"),
-        *("metrics/ablation_models.csv", "Ablation: tiny, bare, seed 0", "metrics/ablation.csv"),
-        *("metrics/ablation/tiny/bare-0.parquet", "metrics/ablation/tiny/truth.parquet", "metrics/ablation_models.csv"),
+        *("metrics/ablation_models.csv", "metrics/ablation_optimism.csv"),
+        *("Ablation: tiny, bare, seed 0", "metrics/ablation.csv", "metrics/ablation/tiny/bare-0.parquet"),
+        *("metrics/ablation/tiny/truth.parquet", "metrics/ablation_models.csv", "metrics/ablation_optimism.csv"),
     ]
     assert study.git("status", "--porcelain").split() == ["A", "notes.txt"]
 

@@ -69,12 +69,15 @@ class Study(Group):
     ladder: list[Rung]
     without: list[Change]
     added: list[Change]
+    optimism: list[str] = Field(default_factory=list)  # arms of which the report says how optimistic out of fold is
 
     @model_validator(mode="after")
-    def each_name_once(self) -> "Study":
+    def each_name_once_and_no_other(self) -> "Study":
         names = [DEFAULT, *(change.name for change in (*self.ladder, *self.without, *self.added))]
         if double := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"several arms are called {', '.join(double)}")
+        if unknown := sorted(set(self.optimism) - set(names)):
+            raise ValueError(f"optimism: no arms {', '.join(unknown)}")
         return self
 
 

@@ -2,6 +2,7 @@
 
 metrics/ablation.csv                            the final scores: a row per dataset, arm, seed and split
 metrics/ablation_models.csv                     those of the models behind them, of single folds and of the linear probe
+metrics/ablation_optimism.csv                   how far out of fold lies above single models (evaluation.agreement)
 metrics/ablation/<dataset>/truth.parquet        the videos that are scored (see `outcome`)
 metrics/ablation/<dataset>/<arm>-<seed>.parquet  their final labels
 """
@@ -23,11 +24,14 @@ from framefold.storage import read_json, read_parquet, write_aside
 from framefold.study.outcome import LABELS, SCORES, TRUTH
 
 SCRATCH = Path(".ablation")  # under the project's root, ignored by git
-FINAL, MODELS, FOLDER = Path("metrics/ablation.csv"), Path("metrics/ablation_models.csv"), Path("metrics/ablation")
+FINAL, MODELS, OPTIMISM = (Path(f"metrics/ablation{suffix}.csv") for suffix in ("", "_models", "_optimism"))
+FOLDER = Path("metrics/ablation")
 F1 = ("lv1_micro", "lv1_macro", "lv2_micro", "lv2_macro")
 ORIGIN = ("params", "code", "commit", "seconds")
 FINAL_COLUMNS = ("dataset", "arm", "seed", "split", "score", *F1, *ORIGIN)
 MODEL_COLUMNS = ("dataset", "arm", "seed", "model", "split", "score", *F1, "score_low", "score_high")
+INTERVAL = ("difference", "low", "high")
+OPTIMISM_COLUMNS = ("dataset", "arm", "seed", "arch", "split", "expected", "single_models", *INTERVAL)
 DIGITS = 6
 Row = dict[str, str]
 Entry = Mapping[str, float]
@@ -62,6 +66,9 @@ class Records:
     def model_rows(self) -> list[Row]:
         return [row for row in read_rows(self.root / MODELS, MODEL_COLUMNS) if row["dataset"] == self.dataset]
 
+    def optimism_rows(self) -> list[Row]:
+        return [row for row in read_rows(self.root / OPTIMISM, OPTIMISM_COLUMNS) if row["dataset"] == self.dataset]
+
     def made(self) -> dict[tuple[str, int], Made]:
         """What there is, by arm and seed: results whose labels are there, too."""
         found = {(row["arm"], int(row["seed"])): row for row in self.rows()}
@@ -82,6 +89,7 @@ class Records:
             copy(outcome / LABELS, self.labels_path(arm, seed))
             key = {"dataset": self.dataset, "arm": arm, "seed": str(seed)}
             replace_rows(self.root / MODELS, MODEL_COLUMNS, key, model_rows(key, scores["models"]))
+            replace_rows(self.root / OPTIMISM, OPTIMISM_COLUMNS, key, optimism_rows(key, scores["optimism"]))
             replace_rows(self.root / FINAL, FINAL_COLUMNS, key, final_rows(key, scores["final"], made))
 
     def _add_truth(self, new: Path) -> None:
@@ -105,6 +113,15 @@ def model_rows(key: Row, models: Mapping[str, Mapping[str, Entry]]) -> list[Row]
     return [
         key | {"model": model, "split": split} | _rounded(entry, names)
         for model, entries in models.items()
+        for split, entry in in_order(entries)
+    ]
+
+
+def optimism_rows(key: Row, archs: Mapping[str, Mapping[str, Entry]]) -> list[Row]:
+    names = ("expected", "single_models", *INTERVAL)
+    return [
+        key | {"arch": arch, "split": split} | _rounded(entry, names)
+        for arch, entries in archs.items()
         for split, entry in in_order(entries)
     ]
 

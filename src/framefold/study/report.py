@@ -14,7 +14,7 @@ from framefold.storage import write_aside
 from framefold.study.arms import DEFAULT, Arm, ResamplingParams, Study
 from framefold.study.outcome import ONE_FOLD
 from framefold.study.picture import Interval, draw
-from framefold.study.records import SPLITS, Records, Row
+from framefold.study.records import INTERVAL, SPLITS, Records, Row
 from framefold.study.worth import LABELED, Mean, Results, Worth, sides
 
 PAGE = Path("docs/experiments.md")
@@ -55,6 +55,8 @@ def page(study: Study, arms: Sequence[Arm], results: Results, picture: Path) -> 
             parts += [f"### {study.dataset}: {title.lower()}", table(own, results, study.bootstrap, kind == "ladder")]
     if models := models_table(results.records.model_rows()):
         parts += [f"### {study.dataset}: models of the recipe, and the linear probe", models]
+    if optimism := optimism_table([arm for arm in arms if arm.name in study.optimism], results.records.optimism_rows()):
+        parts += [f"### {study.dataset}: how optimistic out of fold is", optimism]
     return "\n\n".join(parts)
 
 
@@ -106,6 +108,33 @@ def models_table(rows: Sequence[Row]) -> str:
         "folds' blend:\ncompare out of fold with the mean of single fold models."
     )
     return f"{note}\n\n{markdown(['model', *(split.replace('_', ' ') for split in SPLITS)], cells)}"
+
+
+def optimism_table(arms: Sequence[Arm], rows: Sequence[Row]) -> str:
+    """Means over seeds, of the differences and of the ends of their intervals."""
+    cells = []
+    for arm in arms:
+        own = [row for row in rows if row["arm"] == arm.name]
+        for arch in dict.fromkeys(row["arch"] for row in own):
+            parts = [[row for row in own if (row["arch"], row["split"]) == (arch, split)] for split in SPLITS[1:]]
+            seeds = len({row["seed"] for row in own})
+            cells.append([arm.name, arm.what, str(seeds), arch, *map(optimism_cell, parts)])
+    if not cells:
+        return ""
+    note = (
+        "The out-of-fold score of an architecture, moved to the other part's size, minus the mean score of its single "
+        "fold models there:\none model a video on both sides, before class weights. Zero within the interval: out of "
+        "fold is honest."
+    )
+    columns = ["arm", "what", "seeds", "architecture", *(f"against {split}" for split in SPLITS[1:])]
+    return f"{note}\n\n{markdown(columns, cells)}"
+
+
+def optimism_cell(rows: Sequence[Row]) -> str:
+    if not rows:
+        return NONE
+    difference, low, high = (np.mean([float(row[name]) for row in rows]) for name in INTERVAL)
+    return f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def model_name(name: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from framefold.errors import UserError
 from framefold.study.arms import Arm, Params
 from framefold.study.digests import params_digest
-from framefold.study.records import FINAL, FOLDER, MODELS, Made, Records
+from framefold.study.records import FINAL, FOLDER, MODELS, OPTIMISM, Made, Records
 from framefold.study.workspace import Clone, RunFailedError, git
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def perform(run: Run, clone: Clone, records: Records, code: str) -> None:
 
 def commit_results(run: Run, records: Records) -> None:
     """The results' files and nothing else, whatever is staged besides."""
-    paths = [FINAL.as_posix(), MODELS.as_posix(), (FOLDER / records.dataset).as_posix()]
+    paths = [path.as_posix() for path in (FINAL, MODELS, OPTIMISM, FOLDER / records.dataset)]
     git(records.root, "add", "--", *paths)
     if git(records.root, "status", "--porcelain", "--", *paths):
         message = f"Ablation: {records.dataset}, {run.arm.name}, seed {run.seed}"
