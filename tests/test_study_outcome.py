@@ -13,6 +13,7 @@ import pytest
 import tiny_project
 from sklearn.metrics import f1_score
 
+from framefold.data.folds import REFIT
 from framefold.errors import UserError
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.predictions import read_predictions
@@ -50,6 +51,21 @@ def test_labels_of_test_videos_are_those_of_the_submission(project, outcome):
         submitted = dict(csv.reader(file))
     ids = read_parquet(project / "data/samples/test.parquet")["id"].to_pylist()
     assert [categories[label] for label in labels[part == "test"]] == [submitted[video] for video in ids]
+
+
+def test_labels_of_refits_are_those_that_are_submitted(tmp_path):
+    folder = tiny_project.copy(tmp_path / "project")
+    with contextlib.chdir(folder):
+        tiny_project.run_stage("reference")
+        tiny_project.write_params(tiny_project.FOLDS, full_data=[REFIT])
+        for arch in tiny_project.ARCHS:
+            tiny_project.write_students(arch, [REFIT])
+        tiny_project.finish_pipeline(tiny_project.ARCHS)
+        write_outcome(tmp_path)
+    test_labels_of_test_videos_are_those_of_the_submission(folder, tmp_path)
+    scores, metrics = read_json(tmp_path / SCORES)["final"], read_json(folder / "metrics/metrics.json")
+    assert scores["test"]["score"] == pytest.approx(metrics["full_data"]["test"]["score"], abs=1e-9)
+    assert scores["holdout"]["score"] == pytest.approx(metrics["ensemble"]["holdout"]["score"], abs=1e-9)
 
 
 def test_every_labelled_video_is_there_and_those_of_a_fold_without_a_model_have_no_label(project, outcome):

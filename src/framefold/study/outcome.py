@@ -64,9 +64,14 @@ def labels_table(labels: np.ndarray, truth: pa.Table) -> pa.Table:
 
 
 def final_labels(students: Students, logits: Mapping[str, Logits], videos: Videos, test: Target) -> np.ndarray:
-    """(N,) of the ensemble, as its bundle computes them; -1 where a labelled video's fold has no model."""
+    """(N,) of the ensemble, as its bundle computes them; -1 where a labelled video's fold has no model.
+
+    Test videos have the labels that are submitted: those of the refits, where there are refits.
+    """
     bundle = read_bundle(students.models / "ensemble")
     final = {part: bundle.scores({arch: logits[arch][part] for arch in bundle.archs}).argmax(axis=1) for part in PARTS}
+    if load_value("full_data"):
+        final["test"] = bundle.scores({arch: students.refit_logits(arch) for arch in bundle.archs}).argmax(axis=1)
     trained = np.isin(students.labeled.folds[students.labeled.training_rows()], list(students.folds))
     labels = np.full(len(videos.label), -1)
     labels[: len(trained)][trained] = final["out_of_fold"]
@@ -87,7 +92,8 @@ def part_scores(videos: Videos, labels: np.ndarray) -> dict[str, Scores]:
 
 def check_scores(scores: Mapping[str, Scores], metrics: Mapping[str, Any]) -> None:
     """UserError: the labels are not those that the last stage has scored."""
-    stated = {part: entry["score"] for part, entry in metrics["ensemble"].items()}
+    last = metrics["ensemble"] | only_scores(metrics.get("full_data", {}))
+    stated = {part: entry["score"] for part, entry in last.items()}
     own = {part: entry["score"] for part, entry in scores.items()}
     if own.keys() != stated.keys() or any(abs(own[part] - stated[part]) > TOLERANCE for part in own):
         raise UserError(f"study: the run's labels score {own}, its metrics/metrics.json says {stated}")
