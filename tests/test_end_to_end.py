@@ -265,7 +265,10 @@ def test_towers_go_through_the_stages(tmp_path: Path, monkeypatch: pytest.Monkey
     came = load_file(CLIP / "model.safetensors")["conv1.weight"]
     assert not any(torch.equal(one, other) for one, other in [towers, (towers[0], came), (towers[1], came)])
     assert read_json("models/ensemble/members/single_stream/0/config.json")["vision"]["preprocess"]["image_size"] == 32
-    epochs = [load_file(f"models/finetune/single_stream/0/epoch-{epoch}.safetensors")[key] for epoch in (1, 2)]
+    finetuned = Path("models/finetune/single_stream/0")
+    kept = read_json(finetuned / "metrics.json")["kept"]
+    assert len(kept) == 2
+    epochs = [load_file(finetuned / f"epoch-{epoch}.safetensors")[key] for epoch in kept]
     torch.testing.assert_close(towers[0], (epochs[0] + epochs[1]) / 2)
     run(data=Path("raw"), out=Path("out.csv"), bundle=Path("models/ensemble"))
     assert Path("out.csv").read_text() == Path("data/predictions/result.csv").read_text()
