@@ -15,7 +15,9 @@ from framefold.evaluation.scoring import Scorer
 from framefold.evaluation.splits import read_labeled, read_targets
 from framefold.inference.bundle import Bundle, write_bundle
 from framefold.inference.contributions import blended
-from framefold.inference.ensembling import fit_blend, reweighted_probs
+from framefold.inference.ensembling import Member, fit_blend, reweighted_probs
+from framefold.inference.predictions import softmax
+from framefold.inference.reweighting import weights_fitted_on
 from framefold.inference.students import PARTS, Logits, Students
 from framefold.inference.submission import complete_submission, write_submission
 from framefold.params.average_weights import AverageWeightsParams
@@ -25,6 +27,7 @@ from framefold.params.encoders import EncoderParams
 from framefold.params.ensemble import EnsembleParams
 from framefold.params.ingest import IngestParams
 from framefold.params.models import StudentParams
+from framefold.params.reweight import ReweightParams
 from framefold.params.text import TextParams
 from framefold.scratch import Scratch
 from framefold.storage import drop_unlisted, write_folder_aside
@@ -74,10 +77,23 @@ def fit(students: Students, logits: dict[str, Logits]) -> dict[str, Any]:
     """Blend weights, from out-of-fold predictions alone."""
     labeled, params = students.labeled, load(EnsembleParams)
     rows = labeled.out_of_fold_rows(students.folds)
-    weights = {arch: np.array(students.class_weights(arch)) for arch in students.archs}
-    probs = [reweighted_probs(logits[arch]["out_of_fold"], weights[arch]) for arch in students.archs]
+    members = [member(students, arch, logits[arch]["out_of_fold"]) for arch in students.archs]
     truth = labeled.labels[rows], labeled.folds[rows], labeled.categories
-    return fit_blend(probs, *truth, params.blend, params.weights)
+    return fit_blend(members, *truth, params.blend, params.weights)
+
+
+def member(students: Students, arch: str, logits: np.ndarray) -> Member:
+    """logits (N, C) out of fold. The class weights are fitted anew, where `reweight` found that they are of use."""
+    labeled, params, used = students.labeled, load(ReweightParams), students.reweighting(arch)["used"]
+    labels, probs = labeled.labels[labeled.out_of_fold_rows(students.folds)], softmax(logits)
+
+    def reweighted(rows: np.ndarray) -> np.ndarray:
+        if not used:
+            return probs
+        weights = weights_fitted_on(rows, probs, labels, labeled.class_sizes(), labeled.categories, params)
+        return reweighted_probs(logits, weights)
+
+    return reweighted
 
 
 def describe(students: Students, blend_weights: Sequence[float]) -> Bundle:

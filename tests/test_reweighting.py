@@ -7,7 +7,7 @@ from framefold.evaluation.metrics import official_scores
 from framefold.inference.cross_fitting import cross_fitted_labels, deal_parts
 from framefold.inference.ensembling import reweighted_probs
 from framefold.inference.predictions import softmax
-from framefold.inference.reweighting import class_weights, fit_reweighting, prior_weights
+from framefold.inference.reweighting import class_weights, fit_reweighting, prior_weights, weights_fitted_on
 from framefold.params.reweight import ReweightParams
 
 CATEGORIES = [f"{group:02d}{sub:02d}" for group in range(4) for sub in range(5)]
@@ -153,3 +153,29 @@ def test_parts_hold_every_class_in_equal_share():
 @pytest.mark.parametrize("size", [0.0, 1.0])
 def test_a_class_without_training_videos_has_a_finite_weight(size):
     assert class_weights(np.array([size]), 2.0, 1.0).tolist() == [3.0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_fitted_on_all_rows_are_those_of_the_whole_fit(method):
+    probs, labels, groups, sizes = long_tailed(0)
+    params = PARAMS.model_copy(update={"method": method})
+    fit = fit_reweighting(probs, labels, groups, sizes, CATEGORIES, params)
+    assert fit["used"]
+    assert weights_fitted_on(np.arange(3000), probs, labels, sizes, CATEGORIES, params).tolist() == fit["weights"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_fitted_on_some_rows_know_nothing_of_the_others(method):
+    probs, labels, _, sizes = long_tailed(0)
+    rows, other_probs, other_labels = np.arange(0, 3000, 2), probs.copy(), labels.copy()
+    other_probs[1::2], other_labels[1::2] = probs[1::2][:, ::-1], 19 - labels[1::2]
+    params = PARAMS.model_copy(update={"method": method})
+    weights = weights_fitted_on(rows, probs, labels, sizes, CATEGORIES, params)
+    assert weights.tolist() == weights_fitted_on(rows, other_probs, other_labels, sizes, CATEGORIES, params).tolist()
+    assert weights.min() < weights.max()
+
+
+def test_no_method_gives_weights_of_one():
+    probs, labels, _, sizes = long_tailed(0)
+    params = PARAMS.model_copy(update={"method": "none"})
+    assert set(weights_fitted_on(np.arange(100), probs, labels, sizes, CATEGORIES, params)) == {1.0}

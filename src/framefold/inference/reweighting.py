@@ -63,20 +63,16 @@ def fit_reweighting(
     params: ReweightParams,
 ) -> dict[str, Any]:
     """Content of models/reweight/<arch>.json. Out-of-fold probs (N, C), labels and groups (N,); class_sizes (C,)."""
-    videos = _Videos(probs, labels, categories, deal_parts(labels, groups, params.cross_fit_folds, params.seed))
+    videos, parts = _Videos(probs, labels, categories), deal_parts(labels, groups, params.cross_fit_folds, params.seed)
     before, ones = videos.score(probs.argmax(axis=1)), np.ones(len(class_sizes)).tolist()
     if params.method == "none":
         return {"method": "none", "used": False, "out_of_fold_before": before, "weights": ones}
-    fits: dict[str, Callable[[Rows], Setting]] = {
-        "formula": videos.from_grid(formula_settings(class_sizes, params)),
-        "logit_adjustment": videos.from_grid(logit_adjustment_settings(class_sizes, params)),
-        "search": lambda rows: videos.searched(rows, params),
-    }
+    fits = videos.fits(class_sizes, params)
     settings = {name: fit(ALL) for name, fit in fits.items()}
     after = {name: videos.score(videos.predict(ALL, setting)) for name, setting in settings.items()}
+    honest = {name: videos.score(cross_fitted_labels(parts, fit, videos.predict)) for name, fit in fits.items()}
     methods = {
-        name: {"in_sample_gain": after[name] - before, "cross_fitted_gain": videos.cross_fitted_score(fit) - before}
-        for name, fit in fits.items()
+        name: {"in_sample_gain": after[name] - before, "cross_fitted_gain": honest[name] - before} for name in fits
     }
     used = bool(methods[params.method]["cross_fitted_gain"] > params.min_gain)
     return {
@@ -91,14 +87,34 @@ def fit_reweighting(
     }
 
 
+def weights_fitted_on(
+    rows: np.ndarray,
+    probs: np.ndarray,
+    labels: np.ndarray,
+    class_sizes: np.ndarray,
+    categories: Sequence[str],
+    params: ReweightParams,
+) -> np.ndarray:
+    """(C,) weights of the method that params name, from these rows of the out-of-fold probs (N, C) alone."""
+    if params.method == "none":
+        return np.ones(len(class_sizes))
+    return _Videos(probs, labels, categories).fits(class_sizes, params)[params.method](rows).weights
+
+
 @dataclass(frozen=True)
 class _Videos:
-    """Out-of-fold probs (N, C), labels (N,) and parts (N,) of cross-fitting."""
+    """Out-of-fold probs (N, C) and labels (N,)."""
 
     probs: np.ndarray
     labels: np.ndarray
     categories: Sequence[str]
-    parts: np.ndarray
+
+    def fits(self, class_sizes: np.ndarray, params: ReweightParams) -> dict[str, Callable[[Rows], Setting]]:
+        return {
+            "formula": self.from_grid(formula_settings(class_sizes, params)),
+            "logit_adjustment": self.from_grid(logit_adjustment_settings(class_sizes, params)),
+            "search": lambda rows: self.searched(rows, params),
+        }
 
     def score(self, predicted: np.ndarray, rows: Rows = ALL) -> float:
         return official_scores(self.labels[rows], predicted, self.categories)["score"]
@@ -113,6 +129,3 @@ class _Videos:
         labels, limits = self.labels[rows], (params.bound, params.steps, params.sweeps)
         weights = search_weights(self.probs[rows], labels, self.categories, *limits)
         return Setting({"smallest": float(weights.min()), "largest": float(weights.max())}, weights)
-
-    def cross_fitted_score(self, fit: Callable[[Rows], Setting]) -> float:
-        return self.score(cross_fitted_labels(self.parts, fit, self.predict))
