@@ -113,6 +113,53 @@ def test_a_wrong_study_is_refused_in_one_line(study, changes, told):
     assert told in str(caught.value)
 
 
+EXTENSION = {"extends": "tiny", "dataset": "wide", "leave_out": ["no_smoothing"]}
+
+
+def extending(study: SmallStudy, **changes: Any) -> dict[str, Arm]:
+    """Arms of a study that extends `tiny`."""
+    content = yaml.safe_dump(EXTENSION | changes)
+    (study.root / "studies" / "wide.yaml").write_text(content, encoding="utf-8")
+    return {arm.name: arm for arm in expand(read_study("wide", study.root), [], study.root)}
+
+
+def test_an_extending_study_has_the_arms_of_the_other_but_those_that_it_leaves_out(study):
+    others, own = arms_of(study), extending(study)
+    assert own.keys() == others.keys() - {"no_smoothing"}
+    assert all(own[name].params == others[name].params for name in own)
+    assert read_study("wide", study.root).dataset == "wide"
+
+
+def test_an_extending_study_changes_arms_key_by_key(study):
+    change = {"pgd": {"what": "one step", "overrides": {"finetune.adversarial.steps": 1}}}
+    own, other = extending(study, changes=change)["pgd"], arms_of(study)["pgd"]
+    assert differing(own.params, other.params) == {"finetune.adversarial.steps"}
+    assert (own.what, own.rival) == ("one step", "default")
+
+
+def test_what_an_extending_study_states_itself_stands_in_place_of_the_other_s(study):
+    own = extending(study, overrides={"finetune.epochs": 5}, seeds={"ladder": [7], "without": [7], "added": [7]})
+    assert differing(own["default"].params, RECIPE) == {"finetune.epochs"}
+    assert own["bare"].seeds == (7,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"leave_out": ["nobody"]}, "tiny has no arms nobody"),
+        ({"changes": {"nobody": {"what": "x"}}}, "tiny has no arms nobody"),
+        ({"changes": {"pgd": {"whatever": "x"}}}, "whatever"),
+        ({"extends": "nothing"}, "study nothing: not in"),
+        ({"extends": "wide"}, "wide extends wide"),
+        ({"optimism": ["no_smoothing"]}, "optimism: no arms no_smoothing"),
+    ],
+)
+def test_a_wrong_extension_is_refused_in_one_line(study, changes, told):
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        extending(study, **changes)
+    assert told in str(caught.value)
+
+
 def test_an_unknown_study_names_those_there_are(study):
     with pytest.raises(UserError, match=r"not in .*studies/ \(tiny\)"):
         read_study("other", study.root)

@@ -3,7 +3,7 @@
 Three questions, three lists. `ladder`: from the bare model to the full recipe, each arm the one before with some
 settings set (`overrides`) or taken back to the recipe's own (`restore`). `without`: the recipe without one method.
 `added`: the recipe with one method more. The recipe itself, params.yaml as the study's profile leaves it, is the arm
-`default`.
+`default`. A study that extends another has its arms, but those that it leaves out.
 """
 
 import copy
@@ -26,6 +26,7 @@ FOLDER = Path("studies")
 DEFAULT = "default"
 NAME = r"^[a-z0-9_]+$"  # of a file
 Kind = Literal["ladder", "default", "without", "added"]
+LISTS = ("ladder", "without", "added")
 Params = dict[str, Any]
 
 
@@ -93,17 +94,59 @@ class Arm:
     rival: str | None  # ladder: the rung before; without, added: the recipe; None: nothing
 
 
+class Extension(Group):
+    """What a study says of one that it extends; all else that it states stands in place of the other's."""
+
+    extends: str = Field(pattern=NAME)
+    changes: dict[str, dict[str, Any]] = Field(
+        default_factory=dict
+    )  # arm: its new `what`, and `overrides` to join its own
+    leave_out: list[str] = Field(default_factory=list)  # arms
+
+
 def read_study(name: str, root: Path) -> Study:
     """`studies/<name>.yaml` under `root`. UserError: there is none, or what is wrong with it."""
     path = root / FOLDER / f"{name}.yaml"
+    content = read_yaml(path, name)
+    if isinstance(content, dict) and "extends" in content:
+        own = {key: content.pop(key) for key in Extension.model_fields if key in content}
+        extension = validate(Extension, own, name, path)
+        content = extended(extension, path) | content
+    return validate(Study, content, name, path)
+
+
+def read_yaml(path: Path, name: str) -> Any:
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        names = ", ".join(sorted(path.stem for path in (root / FOLDER).glob("*.yaml"))) or "no studies there"
-        raise UserError(f"study {name}: not in {root / FOLDER}/ ({names})") from None
+        names = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml"))) or "no studies there"
+        raise UserError(f"study {name}: not in {path.parent}/ ({names})") from None
     except (OSError, YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    return validate(Study, content, name, path)
+
+
+def extended(extension: Extension, path: Path) -> Params:
+    """The study that `path` extends, as its file has it, with arms changed and left out. UserError: no such arms."""
+    other = path.with_stem(extension.extends)
+    base = read_yaml(other, extension.extends)
+    if isinstance(base, dict) and "extends" in base:
+        raise UserError(f"{path}: {extension.extends} extends {base['extends']}; extend that one")
+    validate(Study, base, extension.extends, other)
+    names = {change["name"] for kind in LISTS for change in base[kind]}
+    if unknown := sorted({*extension.changes, *extension.leave_out} - names):
+        raise UserError(f"{path}: {extension.extends} has no arms {', '.join(unknown)}")
+    return base | {
+        kind: [
+            changed_arm(change, extension.changes.get(change["name"], {}))
+            for change in base[kind]
+            if change["name"] not in extension.leave_out
+        ]
+        for kind in LISTS
+    }
+
+
+def changed_arm(arm: Params, change: Params) -> Params:
+    return arm | change | {"overrides": arm.get("overrides", {}) | change.get("overrides", {})}
 
 
 def expand(study: Study, overrides: Sequence[str], root: Path) -> list[Arm]:
