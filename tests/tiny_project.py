@@ -159,7 +159,8 @@ def write_students(arch: str, folds: Sequence[int | str], checkpoints: int = 2, 
             save_weights(folder / f"epoch-{epoch}.safetensors", model)
         save_config(folder, model)
         (folder / "curves.csv").write_text("epoch,step,lr,loss\n0,1,0.1,2.0\n0,9,0.0,1.0\n")
-        write_json(folder / "metrics.json", {"ema": 0.5, "raw": 0.4})
+        scores = {"ema": 0.5, "raw": 0.4}
+        write_json(folder / "metrics.json", {"epochs": [scores] * checkpoints} | scores)
         unseen = [] if isinstance(fold, str) else [fold, HOLDOUT]
         write_json(folder / ORIGIN, origin_of(labeled, np.flatnonzero(~np.isin(labeled.fold, unseen)), N_FOLDS))
 
