@@ -4,7 +4,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,11 +13,9 @@ from framefold.evaluation.report import add_refit, write_contributions, write_re
 from framefold.evaluation.scoring import Scorer
 from framefold.evaluation.splits import read_labeled, read_targets
 from framefold.inference.bundle import Bundle, write_bundle
-from framefold.inference.contributions import blended
-from framefold.inference.ensembling import Member, fit_blend, reweighted_probs
-from framefold.inference.predictions import softmax
-from framefold.inference.reweighting import weights_fitted_on
-from framefold.inference.students import PARTS, Logits, Students
+from framefold.inference.ensembling import fit_blend
+from framefold.inference.final import final_scores, out_of_fold
+from framefold.inference.students import Students
 from framefold.inference.submission import complete_submission, write_submission
 from framefold.params.average_weights import AverageWeightsParams
 from framefold.params.base import load, load_value
@@ -27,7 +24,6 @@ from framefold.params.encoders import EncoderParams
 from framefold.params.ensemble import EnsembleParams
 from framefold.params.ingest import IngestParams
 from framefold.params.models import StudentParams
-from framefold.params.reweight import ReweightParams
 from framefold.params.text import TextParams
 from framefold.scratch import Scratch
 from framefold.storage import drop_unlisted, write_folder_aside
@@ -47,9 +43,9 @@ def main() -> None:
         labeled, test_ids = read_labeled(), read_columns("test", ["id"])["id"].to_pylist()
         students = Students(labeled, test_ids, archs, folds)
         logits = {arch: students.logits(arch) for arch in archs}
-        blend = fit(students, logits)
+        blend = fit_blend(out_of_fold(students, logits), load(EnsembleParams).weights)
         bundle = describe(students, blend["weights"])
-        final = blended(bundle, logits, PARTS)
+        final = final_scores(bundle, students, logits, blend["used"])
         refits = load_value("full_data")
         refit = bundle.scores({arch: students.refit_logits(arch) for arch in archs}) if refits else None
         scorer = Scorer(read_targets(labeled, folds, root, test_ids), load(EnsembleParams))
@@ -71,29 +67,6 @@ def submit(root: Path, students: Students, scores: np.ndarray) -> None:
     predicted = dict(zip(students.test_ids, (categories[label] for label in scores.argmax(axis=1)), strict=True))
     rows = complete_submission(root / "annotations" / "test.json", predicted, usual=categories[int(sizes.argmax())])
     write_submission("data/predictions/result.csv", rows)
-
-
-def fit(students: Students, logits: dict[str, Logits]) -> dict[str, Any]:
-    """Blend weights, from out-of-fold predictions alone."""
-    labeled, params = students.labeled, load(EnsembleParams)
-    rows = labeled.out_of_fold_rows(students.folds)
-    members = [member(students, arch, logits[arch]["out_of_fold"]) for arch in students.archs]
-    truth = labeled.labels[rows], labeled.folds[rows], labeled.categories
-    return fit_blend(members, *truth, params.blend, params.weights)
-
-
-def member(students: Students, arch: str, logits: np.ndarray) -> Member:
-    """logits (N, C) out of fold. The class weights are fitted anew, where `reweight` found that they are of use."""
-    labeled, params, used = students.labeled, load(ReweightParams), students.reweighting(arch)["used"]
-    labels, probs = labeled.labels[labeled.out_of_fold_rows(students.folds)], softmax(logits)
-
-    def reweighted(rows: np.ndarray) -> np.ndarray:
-        if not used:
-            return probs
-        weights = weights_fitted_on(rows, probs, labels, labeled.class_sizes(), labeled.categories, params)
-        return reweighted_probs(logits, weights)
-
-    return reweighted
 
 
 def describe(students: Students, blend_weights: Sequence[float]) -> Bundle:

@@ -53,3 +53,18 @@ def test_the_single_models_score_is_their_mean():
 def test_with_as_many_samples_the_expected_score_is_nearly_the_out_of_fold_score():
     entry, out_of_fold, *_ = measured(2, size=1000, bootstrap=1000)
     assert entry["expected"] == pytest.approx(official_scores(*out_of_fold, CATEGORIES)["score"], abs=0.003)
+
+
+def test_a_part_that_has_every_class_is_no_optimism():
+    """The holdout is dealt class by class, so that it lacks fewer of them than as many videos drawn freely would."""
+    honest = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        validation = labelled(rng, 1000)
+        truth = rng.permutation(
+            np.repeat(np.arange(len(CATEGORIES)), np.maximum(1, 60 * ODDS / ODDS.sum()).astype(int))
+        )
+        predicted = [guesses(rng, truth, 0.6) for _ in range(MODELS)]
+        entry = optimism((validation, guesses(rng, validation, 0.6)), truth, predicted, CATEGORIES, 200, 0)
+        honest.append(entry["difference"])
+    assert abs(np.mean(honest)) < 3 * np.std(honest) / np.sqrt(len(honest))

@@ -5,7 +5,14 @@ import pytest
 
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.blend_weights import simplex_grid
-from framefold.inference.ensembling import best_member, blend, fit_blend, reweighted_probs
+from framefold.inference.ensembling import (
+    OutOfFold,
+    best_member,
+    blend,
+    cross_fitted_blend,
+    fit_blend,
+    reweighted_probs,
+)
 from framefold.inference.predictions import softmax
 
 CATEGORIES = [f"{group:02d}{sub:02d}" for group in range(4) for sub in range(5)]
@@ -16,9 +23,9 @@ def member(labels, strength, seed):
     return softmax(rng.normal(size=(len(labels), 20)) + strength * np.eye(20)[labels])
 
 
-def as_they_are(members):
+def plain(members, labels, how="probs"):
     """Without class weights."""
-    return [lambda rows, probs=probs: probs for probs in members]
+    return OutOfFold([lambda rows, probs=probs: probs for probs in members], labels, parts_of(labels), CATEGORIES, how)
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def labels():
     return np.random.default_rng(0).integers(0, 20, 1500)
 
 
-def folds_of(labels):
+def parts_of(labels):
     return np.arange(len(labels)) % 5
 
 
@@ -34,7 +41,7 @@ def folds_of(labels):
 def test_a_blend_of_independent_models_beats_each_of_them(labels, how):
     members = [member(labels, 2.0, seed) for seed in (1, 2)]
     alone = [official_scores(labels, m.argmax(axis=1), CATEGORIES)["score"] for m in members]
-    fit = fit_blend(as_they_are(members), labels, folds_of(labels), CATEGORIES, how, "simplex")
+    fit = fit_blend(plain(members, labels, how), "simplex")
     both = official_scores(labels, blend(members, fit["weights"], how).argmax(axis=1), CATEGORIES)["score"]
     assert both > max(alone) + 0.05
 
@@ -42,7 +49,7 @@ def test_a_blend_of_independent_models_beats_each_of_them(labels, how):
 @pytest.mark.parametrize("method", ["simplex", "greedy"])
 def test_fitting_gives_a_useless_model_little_weight(labels, method):
     members = [member(labels, 2.5, 1), member(labels, 0.0, 2)]
-    fit = fit_blend(as_they_are(members), labels, folds_of(labels), CATEGORIES, "probs", method)
+    fit = fit_blend(plain(members, labels), method)
     assert fit["used"]
     assert fit["weights"][0] > 0.6
     assert fit["cross_fitted_gain"] > 0.01
@@ -54,7 +61,7 @@ def test_fitting_that_does_not_help_leaves_equal_weights(labels, method):
     refused = 0
     for seed in range(8):
         members = [member(labels[:200], 0.0, 10 + seed), member(labels[:200], 0.0, 30 + seed)]
-        fit = fit_blend(as_they_are(members), labels[:200], folds_of(labels[:200]), CATEGORIES, "probs", method)
+        fit = fit_blend(plain(members, labels[:200]), method)
         assert (fit["weights"] == [0.5, 0.5]) or fit["used"]
         refused += not fit["used"]
     assert refused >= 4
@@ -68,15 +75,16 @@ def test_gain_on_noise_is_claimed_in_sample_but_not_cross_fitted(method):
     for seed in range(40):
         few = np.random.default_rng(seed).integers(0, 20, 100)
         members = [member(few, 0.0, 1000 * number + seed) for number in (1, 2, 3)]
-        fits.append(fit_blend(as_they_are(members), few, folds_of(few), CATEGORIES, "probs", method))
+        fits.append(fit_blend(plain(members, few), method))
     in_sample, honest = ([fit[name] for fit in fits] for name in ("in_sample_gain", "cross_fitted_gain"))
     assert np.mean(in_sample) > 0.03
     assert np.mean(honest) < 2 * np.std(honest) / len(honest) ** 0.5
 
 
-def test_the_gain_is_that_of_class_weights_and_blend_weights_fitted_on_other_folds(labels):
-    """Against a plain loop: every fold judged by what was fitted on the others, in both terms of the difference."""
-    probs, folds = [member(labels, 1.0, 1), member(labels, 2.0, 2)], folds_of(labels)
+@pytest.mark.parametrize("used", [True, False])
+def test_every_part_is_judged_by_what_was_fitted_on_the_others(labels, used):
+    """Class weights and blend weights against a plain loop, and so are both terms of the gain."""
+    probs, parts = [member(labels, 1.0, 1), member(labels, 2.0, 2)], parts_of(labels)
     asked = []
 
     def reweighted(own):
@@ -86,13 +94,13 @@ def test_the_gain_is_that_of_class_weights_and_blend_weights_fitted_on_other_fol
 
         return member
 
-    def score_of(weights_of):
-        predicted = np.empty_like(labels)
-        for fold in range(5):
-            others, inside = np.flatnonzero(folds != fold), folds == fold
+    def looped(weights_of):
+        scores = np.empty((len(labels), 20))
+        for part in range(5):
+            others, inside = np.flatnonzero(parts != part), parts == part
             members = [reweighted(own)(others) for own in probs]
-            predicted[inside] = blend([m[inside] for m in members], weights_of(members, others), "probs").argmax(axis=1)
-        return official_scores(labels, predicted, CATEGORIES)["score"]
+            scores[inside] = blend([m[inside] for m in members], weights_of(members, others), "probs")
+        return scores
 
     def fitted(members, rows):
         def score(weights):
@@ -101,16 +109,19 @@ def test_the_gain_is_that_of_class_weights_and_blend_weights_fitted_on_other_fol
 
         return max(simplex_grid(2), key=score)
 
-    expected = score_of(fitted) - score_of(lambda members, rows: (0.5, 0.5))
+    looped_scores = {True: looped(fitted), False: looped(lambda members, rows: (0.5, 0.5))}
     asked.clear()
-    fit = fit_blend([reweighted(own) for own in probs], labels, folds, CATEGORIES, "probs", "simplex")
-    assert fit["cross_fitted_gain"] == pytest.approx(expected, abs=1e-12)
-    assert all(any(seen.isdisjoint(np.flatnonzero(folds == fold)) for seen in asked) for fold in range(5))
+    out_of_fold = OutOfFold([reweighted(own) for own in probs], labels, parts, CATEGORIES, "probs")
+    found = cross_fitted_blend(out_of_fold, "simplex", used)
+    np.testing.assert_allclose(found, looped_scores[used], atol=1e-12)
+    assert all(any(seen.isdisjoint(np.flatnonzero(parts == part)) for seen in asked) for part in range(5))
+    a, b = (official_scores(labels, looped_scores[u].argmax(axis=1), CATEGORIES)["score"] for u in (True, False))
+    assert fit_blend(out_of_fold, "simplex")["cross_fitted_gain"] == pytest.approx(a - b, abs=1e-12)
 
 
 def test_equal_weights_are_those_of_no_fit(labels):
     members = [member(labels, 2.5, 1), member(labels, 0.0, 2)]
-    fit = fit_blend(as_they_are(members), labels, folds_of(labels), CATEGORIES, "probs", "equal")
+    fit = fit_blend(plain(members, labels), "equal")
     assert fit["weights"] == [0.5, 0.5]
     assert not fit["used"]
 

@@ -138,6 +138,22 @@ def test_values_that_contradict_each_other_are_refused(params, key, value, told)
     assert told in refusal(changed(params, key, value))
 
 
+@pytest.mark.parametrize(
+    ("block", "model", "text"),
+    [
+        ("finetune", "models.single_stream", "student.text"),
+        ("finetune", "models.dual_stream", "student.text"),
+        ("teacher.training", "teacher.model", "teacher.text"),
+    ],
+)
+def test_methods_that_live_on_dropout_are_refused_without_it(params, block, model, text):
+    silent = changed(changed(params, f"{model}.dropout", 0.0), f"{text}.sizes.dropout", 0.0)
+    validate_all(silent)
+    assert f"{model} has no dropout" in refusal(changed(silent, f"{block}.r_drop", 0.5))
+    validate_all(changed(changed(silent, f"{block}.r_drop", 0.5), f"{text}.sizes.dropout", 0.1))
+    assert f"{model}.dropout is 0" in refusal(changed(silent, f"{model}.dropout_samples", 3))
+
+
 def test_honest_pretraining_needs_the_teachers_of_its_folds(params):
     params = changed(changed(params, "pretrain.per_fold", True), "teacher.folds", [0, 1])
     assert "teachers [2]" in refusal(params)

@@ -61,6 +61,23 @@ def batch(n: int = 24) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("on", "off"), [({"mlm": 1.0}, "frames"), ({"mfm": 1.0}, "tokens")])
+def test_what_no_objective_guesses_is_not_hidden(project, arch, on, off):
+    """Without MFM all frames are shown to MLM, without MLM all tokens to MFM: other masks of them change nothing."""
+    model, videos = build(arch, on).eval(), batch()
+    other = dict(videos)
+    if off == "frames":
+        other["hidden_frames"] = videos["frame_mask"] & ~videos["hidden_frames"]
+    else:
+        other["masked_ids"] = torch.full_like(videos["masked_ids"], SPECIAL["mask"])
+    assert model(videos, ALONE)[0] == model(other, ALONE)[0]
+    hidden = dict(videos)
+    hidden["frames" if off == "frames" else "input_ids"] = videos["frames" if off == "frames" else "input_ids"].flip(0)
+    if arch == "single_stream":  # dual_stream's text never sees the frames
+        assert model(videos, ALONE)[0] != model(hidden, ALONE)[0]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_objective_learns(project, arch):
     """On one batch over and over, each loss falls."""
     model, videos = build(arch), batch()

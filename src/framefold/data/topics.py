@@ -47,4 +47,6 @@ def count_tokens(tokens: TokenStore, rows: npt.NDArray[np.integer], vocab_size: 
     texts = [np.concatenate(tokens.segments(row)) for row in rows.tolist()]
     ends = np.cumsum([0, *map(len, texts)])
     ids = np.concatenate(texts).astype(np.int32)
-    return csr_matrix((np.ones(len(ids), np.float32), ids, ends), shape=(len(rows), vocab_size))
+    counts = csr_matrix((np.ones(len(ids), np.float32), ids, ends), shape=(len(rows), vocab_size))
+    counts.sum_duplicates()  # else a token that stands there twice is two entries of 1, which TfidfTransformer counts
+    return counts

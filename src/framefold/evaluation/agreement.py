@@ -5,7 +5,7 @@ what chance allows. It lies below where validation labels reached the models (di
 checkpoints chosen by fold score); then the difference is how optimistic the out-of-fold score is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,16 +24,15 @@ def optimism(
     """Out-of-fold score minus the mean score of single models elsewhere, with its 95 % interval.
 
     validation: truth (M,) and predicted labels (M,) out of fold. truth (N,); predicted: labels (N,) of each model.
-    Macro F1 depends on how many samples it is measured on (rare classes go missing), so `expected`, from which the mean
-    is subtracted, is the out-of-fold score moved by what N samples instead of M do to it. Both sides are resampled.
+    Macro F1 depends on how many samples it is measured on, and of which classes (rare ones go missing), so `expected`,
+    from which the mean is subtracted, is the out-of-fold score moved by what N samples with as many of each class as
+    `truth` has do to it, instead of M. Both sides are resampled.
     """
     level1 = level1_of(categories)
     own, counts = distinct_outcomes(*validation)
     at_own_size = np.concatenate([_score(b, own, 1, level1) for b in resampled_counts(counts, bootstrap, seed)])
-    at_this_size = [
-        _score(block, own, 1, level1) for block in resampled_counts(counts, bootstrap, seed + 1, size=len(truth))
-    ]
-    shift = float(np.concatenate(at_this_size).mean() - at_own_size.mean())
+    like_this = [_score(b, own, 1, level1) for b in _resampled_like(truth, own, counts, bootstrap, seed + 1)]
+    shift = float(np.concatenate(like_this).mean() - at_own_size.mean())
     expected = official_scores(*validation, categories)["score"] + shift
     single, resampled = _mean_scores(truth, predicted, level1, bootstrap, seed + 2)
     unbiased = resampled - (resampled.mean() - single)  # resamples lack more classes than the sample does
@@ -47,6 +46,22 @@ def optimism(
         "n": len(truth),
         "models": len(predicted),
     }
+
+
+def _resampled_like(
+    truth: np.ndarray, outcomes: np.ndarray, counts: np.ndarray, bootstrap: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Blocks of counts per outcome (U, 2) of samples that hold as many of each class as `truth` does.
+
+    A class that no outcome has is left out.
+    """
+    classes, wanted = np.unique(truth, return_counts=True)
+    per_class = []
+    for number, (label, size) in enumerate(zip(classes, wanted, strict=True)):
+        own = np.where(outcomes[:, 0] == label, counts, 0)
+        if own.any():
+            per_class.append(resampled_counts(own, bootstrap, seed + 1000 * number, size=int(size)))
+    return (np.sum(blocks, axis=0) for blocks in zip(*per_class, strict=True))
 
 
 def _mean_scores(

@@ -1,13 +1,13 @@
 """Blending architectures: class weights, then a weighted mean of probabilities or of log-probabilities."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.blend_weights import Weights, greedy_weights, simplex_weights
-from framefold.inference.cross_fitting import cross_fitted_labels
 from framefold.inference.predictions import softmax
 
 Blend = Literal["probs", "logits"]
@@ -35,47 +35,84 @@ def blend(probs: Sequence[np.ndarray], weights: Sequence[float], how: Blend) -> 
     return np.sum([weight * term for term, weight in zip(terms, weights, strict=True)], axis=0)
 
 
-def fit_blend(
-    members: Sequence[Member],
-    labels: np.ndarray,
-    folds: np.ndarray,
-    categories: Sequence[str],
-    how: Blend,
-    method: Method,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OutOfFold:
+    """Out-of-fold predictions of every architecture, and what is fitted on some of them to be judged on others."""
+
+    members: Sequence[Member]
+    labels: np.ndarray  # (N,)
+    parts: np.ndarray  # (N,) of cross-fitting: duplicates stay together
+    categories: Sequence[str]
+    how: Blend
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.arange(len(self.labels))
+
+    @property
+    def equal(self) -> Weights:
+        return (1 / len(self.members),) * len(self.members)
+
+    def even(self, rows: np.ndarray) -> Mixture:
+        """Class weights fitted on `rows`, equal blend weights."""
+        return Mixture([member(rows) for member in self.members], self.equal)
+
+    def fitted(self, rows: np.ndarray, method: Method) -> Mixture:
+        """Class weights and blend weights fitted on `rows`."""
+        start, find = self.even(rows), greedy_weights if method == "greedy" else simplex_weights
+        weights = find(len(self.members), lambda weights: self.score(rows, start._replace(weights=weights)))
+        return start._replace(weights=weights)
+
+    def scores(self, rows: np.ndarray, mixture: Mixture) -> np.ndarray:
+        """(len(rows), C)"""
+        return blend([probs[rows] for probs in mixture.probs], mixture.weights, self.how)
+
+    def score(self, rows: np.ndarray, mixture: Mixture) -> float:
+        predicted = self.scores(rows, mixture).argmax(axis=1)
+        return official_scores(self.labels[rows], predicted, self.categories)["score"]
+
+    def cross_fitted(self, fit: Callable[[np.ndarray], Mixture]) -> np.ndarray:
+        """(N, C) scores of every part, by what was fitted on the other parts."""
+        found = np.empty((len(self.labels), len(self.categories)))
+        for part in np.unique(self.parts):
+            inside = self.parts == part
+            found[inside] = self.scores(self.rows[inside], fit(self.rows[~inside]))
+        return found
+
+    def cross_fitted_score(self, fit: Callable[[np.ndarray], Mixture]) -> float:
+        predicted = self.cross_fitted(fit).argmax(axis=1)
+        return official_scores(self.labels, predicted, self.categories)["score"]
+
+
+def fit_blend(out_of_fold: OutOfFold, method: Method) -> dict[str, Any]:
     """Blend weights from out-of-fold predictions, and what fitting them gains over equal weights.
 
-    A member for each architecture; labels, validation folds (N,). The gain is cross-fitted over the folds: class
-    weights and blend weights from the other folds, judged on this one. Equal weights stay when it is not positive, or
-    with one fold only.
+    The gain is cross-fitted: class weights and blend weights from the other parts, judged on this one. Equal weights
+    stay when it is not positive.
     """
-    equal = (1 / len(members),) * len(members)
-    if method == "equal" or len(members) == 1 or len(np.unique(folds)) == 1:
+    equal = out_of_fold.equal
+    if method == "equal" or len(equal) == 1:
         gains = {"in_sample_gain": 0.0, "cross_fitted_gain": 0.0}
         return {"weights": list(equal), "fitted": list(equal), **gains, "used": False}
 
-    def predict(rows: np.ndarray, mixture: Mixture) -> np.ndarray:
-        return blend([probs[rows] for probs in mixture.probs], mixture.weights, how).argmax(axis=1)
+    def fit(rows: np.ndarray) -> Mixture:
+        return out_of_fold.fitted(rows, method)
 
-    def score(rows: np.ndarray, mixture: Mixture) -> float:
-        return official_scores(labels[rows], predict(rows, mixture), categories)["score"]
+    rows = out_of_fold.rows
+    found = fit(rows)
+    gain = out_of_fold.cross_fitted_score(fit) - out_of_fold.cross_fitted_score(out_of_fold.even)
+    used, in_sample = bool(gain > 0), out_of_fold.score(rows, found) - out_of_fold.score(rows, out_of_fold.even(rows))
+    weights = {"weights": list(found.weights if used else equal), "fitted": list(found.weights)}
+    return weights | {"in_sample_gain": in_sample, "cross_fitted_gain": gain, "used": used}
 
-    def even(rows: np.ndarray) -> Mixture:
-        return Mixture([member(rows) for member in members], equal)
 
-    def fitted(rows: np.ndarray) -> Mixture:
-        start, find = even(rows), greedy_weights if method == "greedy" else simplex_weights
-        return start._replace(weights=find(len(members), lambda weights: score(rows, start._replace(weights=weights))))
+def cross_fitted_blend(out_of_fold: OutOfFold, method: Method, used: bool) -> np.ndarray:
+    """(N, C) out-of-fold scores of the ensemble: of each video, by weights that were fitted without it and its part.
 
-    def cross_fitted_score(fit: Callable[[np.ndarray], Mixture]) -> float:
-        return official_scores(labels, cross_fitted_labels(folds, fit, predict), categories)["score"]
-
-    rows = np.arange(len(labels))
-    found = fitted(rows)
-    gain = cross_fitted_score(fitted) - cross_fitted_score(even)
-    used = bool(gain > 0)
-    gains = {"in_sample_gain": score(rows, found) - score(rows, even(rows)), "cross_fitted_gain": gain}
-    return {"weights": list(found.weights if used else equal), "fitted": list(found.weights), **gains, "used": used}
+    used: whether `fit_blend` has found that fitted blend weights are of use."""
+    if not used:
+        return out_of_fold.cross_fitted(out_of_fold.even)
+    return out_of_fold.cross_fitted(lambda rows: out_of_fold.fitted(rows, method))
 
 
 def best_member(fold_scores: Mapping[tuple[str, int], float]) -> tuple[str, int]:

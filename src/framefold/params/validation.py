@@ -30,6 +30,7 @@ from framefold.params.pseudo_label import PseudoLabelParams
 from framefold.params.reference import ReferenceParams
 from framefold.params.reweight import ReweightParams
 from framefold.params.split import SplitParams
+from framefold.params.supervised import SupervisedParams
 from framefold.params.teacher import TeacherParams
 from framefold.params.text import TextParams
 
@@ -54,6 +55,7 @@ GROUPS: tuple[type[Group], ...] = (
 
 Arch = Literal["single_stream", "dual_stream"]
 Split = Literal["labeled", "unlabeled", "test"]
+SIZES: dict[Arch, type[HeadParams]] = {"single_stream": SingleStreamParams, "dual_stream": DualStreamParams}
 SPECIAL_TOKENS = 4  # [CLS] and one [SEP] after each of title, asr, ocr
 
 
@@ -97,6 +99,9 @@ def _contradictions(
     yield from _data(groups[DataParams], groups[DemoParams])
     yield from _checkpoints(groups[FinetuneParams], groups[AverageWeightsParams])
     yield from _distillation(groups[PretrainParams], run, teacher)
+    trained = {f"models.{arch}": groups[size] for arch, size in SIZES.items() if arch in run.archs}
+    yield from _dropout("finetune", groups[FinetuneParams], trained, student.text)
+    yield from _dropout("teacher.training", teacher.training, {"teacher.model": teacher.model}, teacher.text)
     if groups[PretrainParams].masking.unit == "word" and not text.words:
         yield "pretrain.masking.unit is word, but text.words is false; set text.words=true"
     for name, model in (("student", student), ("teacher", teacher)):
@@ -171,6 +176,17 @@ def _distillation(pretrain: PretrainParams, run: RunParams, teacher: TeacherPara
     missing = sorted({fold % teacher.n_folds for fold in run.folds} - set(teacher.folds))
     if pretrain.per_fold and missing:
         yield f"pretrain.per_fold needs the teachers {missing} of your folds; add them to teacher.folds"
+
+
+def _dropout(
+    name: str, training: SupervisedParams, models: dict[str, HeadParams], text: TextModelParams
+) -> Iterator[str]:
+    """Methods that live on dropout, where there is none."""
+    for model, head in models.items():
+        if training.r_drop and not head.dropout and text.sizes is not None and not text.sizes.dropout:
+            yield f"{name}.r_drop compares two passes, but {model} has no dropout; set {model}.dropout, or r_drop to 0"
+        if head.dropout_samples > 1 and not head.dropout:
+            yield f"{model}.dropout_samples is {head.dropout_samples}, but {model}.dropout is 0; set one of them"
 
 
 def _encoder(name: str, encoder: str, inputs: InputParams, encoders: dict[str, EncoderParams]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from framefold.study.machine_paths import named
 
 LENGTH = 12
 CODE = ("src/", "stages/")
+OUTCOME = "src/framefold/study/outcome.py"  # what is recorded of a run
 ITEM = re.compile(r"\$\{[^}]*\}")  # in a dependency: one file for each item
 
 
@@ -21,10 +22,12 @@ def params_digest(params: dict[str, Any]) -> str:
 
 
 def code_digest(root: Path) -> str:
-    """Of the modules that dvc.yaml names, without comments, docstrings and layout: a change of these is none."""
+    """Of the modules that dvc.yaml names and of what tells a run's outcome, without comments, docstrings and layout:
+    a change of these is none."""
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     bodies = [stage.get("do", stage) for stage in stages.values()]  # do: what foreach repeats
     given = {str(path) for body in bodies for path in body["deps"] if str(path).startswith(CODE)}
+    given.add(OUTCOME)
     files = sorted({path for pattern in given for path in root.glob(ITEM.sub("*", pattern))})
     content = {path.relative_to(root).as_posix(): meaning(path.read_text(encoding="utf-8")) for path in files}
     return fingerprint_of(content)[:LENGTH]

@@ -19,6 +19,7 @@ from framefold.errors import UserError, command
 from framefold.evaluation.metrics import Entry, official_scores, score_interval
 from framefold.evaluation.splits import LabeledVideos, Target, read_labeled, read_test_truth
 from framefold.inference.bundle import read_bundle
+from framefold.inference.final import final_scores
 from framefold.inference.students import PARTS, Logits, Students
 from framefold.params.base import load, load_value
 from framefold.params.ensemble import EnsembleParams
@@ -64,12 +65,13 @@ def labels_table(labels: np.ndarray, truth: pa.Table) -> pa.Table:
 
 
 def final_labels(students: Students, logits: Mapping[str, Logits], videos: Videos, test: Target) -> np.ndarray:
-    """(N,) of the ensemble, as its bundle computes them; -1 where a labelled video's fold has no model.
+    """(N,) of the ensemble, as the last stage computes them; -1 where a labelled video's fold has no model.
 
     Test videos have the labels that are submitted: those of the refits, where there are refits.
     """
     bundle = read_bundle(students.models / "ensemble")
-    final = {part: bundle.scores({arch: logits[arch][part] for arch in bundle.archs}).argmax(axis=1) for part in PARTS}
+    scores = final_scores(bundle, students, logits, read_stated("reweight")["blend"]["used"])
+    final = {part: own.argmax(axis=1) for part, own in scores.items()}
     if load_value("full_data"):
         final["test"] = bundle.scores({arch: students.refit_logits(arch) for arch in bundle.archs}).argmax(axis=1)
     trained = np.isin(students.labeled.folds[students.labeled.training_rows()], list(students.folds))

@@ -20,7 +20,8 @@ def start_accelerator(runtime: Runtime, precision: str) -> Accelerator:
     mixed = "bf16" if resolve_precision(precision, device) == "bf16" else "no"
     AcceleratorState._reset_state()  # it is global: an earlier training in this process may have had another precision
     # a batch without frames leaves the parameters of the frames' side unused; buffers (queues, statistics of the global
-    # batch) are computed alike by all processes, so nothing need be sent
+    # batch) are computed alike by all processes, so nothing need be sent. Not so those of torch's own batch
+    # normalisation in a tower that adapt_clip trains: there each process has its own, and the first one's are published
     data_parallel = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[data_parallel])
 

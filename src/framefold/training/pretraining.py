@@ -113,7 +113,7 @@ class PretrainingModel(nn.Module):
             self._contrast(batch, streams, share, losses, parts)
 
     def _masked(self, batch: Batch, share: Share, totals: Totals, losses: Losses, parts: Parts) -> None:
-        """MLM and MFM on one view with both hidden."""
+        """MLM and MFM on one view, with tokens hidden for the one and frames for the other."""
         text, frames = self._hidden_view(batch)
         if self.mlm_head is not None:
             logits, targets = self._token_logits(text, batch), batch["token_targets"]  # (M, V), (M,)
@@ -131,8 +131,12 @@ class PretrainingModel(nn.Module):
         """Text states (B, T, H) and frame states (B, F, H); these are raw features where nothing asks for them."""
         if self.mfm_head is None and isinstance(self.backbone, TwoStreams):  # its text never sees the frames
             return self.backbone.encode_text(batch, batch["masked_ids"])[0], batch["frames"]
-        shown = batch["frames"].masked_fill(batch["hidden_frames"].unsqueeze(-1), 0.0)
-        encoded = self.backbone.encode(batch, input_ids=batch["masked_ids"], frames=shown)
+        tokens, frames = batch["input_ids"], batch["frames"]
+        if self.mlm_head is not None:
+            tokens = batch["masked_ids"]
+        if self.mfm_head is not None:
+            frames = frames.masked_fill(batch["hidden_frames"].unsqueeze(-1), 0.0)
+        encoded = self.backbone.encode(batch, input_ids=tokens, frames=frames)
         return encoded.text, encoded.frames
 
     def masked_token_logits(self, batch: Batch) -> Tensor:
