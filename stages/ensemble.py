@@ -24,6 +24,7 @@ from framefold.params.encoders import EncoderParams
 from framefold.params.ensemble import EnsembleParams
 from framefold.params.ingest import IngestParams
 from framefold.params.models import StudentParams
+from framefold.params.reweight import ReweightParams
 from framefold.params.text import TextParams
 from framefold.scratch import Scratch
 from framefold.storage import drop_unlisted, write_folder_aside
@@ -43,9 +44,10 @@ def main() -> None:
         labeled, test_ids = read_labeled(), read_columns("test", ["id"])["id"].to_pylist()
         students = Students(labeled, test_ids, archs, folds)
         logits = {arch: students.logits(arch) for arch in archs}
-        blend = fit_blend(out_of_fold(students, logits), load(EnsembleParams).weights)
+        own = out_of_fold(students, logits, load(ReweightParams), load(EnsembleParams).blend)
+        blend = fit_blend(own, load(EnsembleParams).weights)
         bundle = describe(students, blend["weights"])
-        final = final_scores(bundle, students, logits, blend["used"])
+        final = final_scores(bundle, logits, own, load(EnsembleParams).weights, blend["used"])
         refits = load_value("full_data")
         refit = bundle.scores({arch: students.refit_logits(arch) for arch in archs}) if refits else None
         scorer = Scorer(read_targets(labeled, folds, root, test_ids), load(EnsembleParams))

@@ -36,6 +36,7 @@ STUDY: dict[str, Any] = {
     ],
     "without": [{"name": "no_smoothing", "what": "no smoothing", "overrides": {"finetune.label_smoothing": 0}}],
     "added": [{"name": "pgd", "what": "PGD", "overrides": {"finetune.adversarial.method": "pgd"}}],
+    "verdicts": ["labeled", "test"],
     "optimism": ["default"],
 }
 OPTIMISM = {"expected": 0.5, "single_models": 0.4, "difference": 0.1, "low": -0.1, "high": 0.3}

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
-from small_study import ROOT, SmallStudy, make
+from small_study import ROOT, STUDY, SmallStudy, make
 
 from framefold.errors import UserError
 from framefold.params.base import value_at
 from framefold.study.arms import Arm, expand, read_study
-from framefold.study.digests import code_digest, meaning, params_digest
+from framefold.study.digests import OUTCOME, code_digest, meaning, params_digest
+from framefold.study.worth import sides
 
 STUDIES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
 RECIPE = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -56,6 +57,14 @@ def test_an_arm_without_or_added_differs_from_the_recipe_by_its_own_change_alone
         assert differing(arms[name].params, arms["default"].params) == {key}
         assert value_at(arms[name].params, key, "") == value
         assert arms[name].rival == "default"
+
+
+def test_an_arm_may_name_its_rival(study):
+    other = {"name": "both", "what": "x", "overrides": {"finetune.adversarial.steps": 2}, "rival": "pgd"}
+    study.write_study(added=[*STUDY["added"], other])
+    arms = arms_of(study)
+    assert (arms["both"].rival, arms["pgd"].rival) == ("pgd", "default")
+    assert sides(arms["both"]) == ("both", "pgd")
 
 
 def test_the_recipe_is_run_with_every_seed_that_an_arm_has(study):
@@ -103,6 +112,11 @@ def test_a_committed_ladder_ends_with_the_recipe(name):
         ({"without": [{"name": "default", "what": "x", "overrides": {"folds": [0]}}]}, "called default"),
         ({"ladder": [{"name": "a", "what": "x", "restore": ["finetune.nothing"]}]}, "finetune.nothing is missing"),
         ({"optimism": ["bare", "nobody"]}, "optimism: no arms nobody"),
+        ({"verdicts": ["train"]}, "verdicts"),
+        (
+            {"without": [{"name": "a", "what": "x", "overrides": {"folds": [0]}, "rival": "nobody"}]},
+            "rival: no arms nobody",
+        ),
         ({"seed": 3}, "Extra inputs"),
     ],
 )
@@ -173,15 +187,15 @@ def test_paths_are_absolute_and_generated_data_stay_where_they_are(study):
 
 
 def test_the_digest_of_params_is_the_same_on_another_machine(study):
+    """Also where the data lies in a folder of another name; records are held to their videos by truth.parquet."""
     here, there = (
         arms_of(study, f"data.root={folder}/real", "data.generated=[]", f"text.vocab={folder}/vocab.txt")["bare"].params
         for folder in ("/home/a", "/data")
     )
     assert params_digest(here) == params_digest(there)
     assert params_digest(here) != params_digest(here | {"seed": 1})
-    assert params_digest(here) != params_digest(
-        arms_of(study, "data.root=/data/other", "data.generated=[]")["bare"].params
-    )
+    other = arms_of(study, "data.root=/data/other", "data.generated=[]", "text.vocab=/data/words.txt")["bare"].params
+    assert params_digest(here) != params_digest(other)
 
 
 def test_the_code_is_that_of_the_stages(study):
@@ -209,6 +223,16 @@ def test_stages_repeated_by_foreach_count(study):
     (study.root / "dvc.yaml").write_text(yaml.safe_dump(dvc_yaml), encoding="utf-8")
     before = code_digest(study.root)
     (study.root / "stages/train.py").write_text("print(2)\n", encoding="utf-8")
+    assert code_digest(study.root) != before
+
+
+def test_what_is_recorded_of_a_run_counts(study):
+    """No stage depends on it, but rows of two meanings must not stand in one table."""
+    path = study.root / OUTCOME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x = 1\n", encoding="utf-8")
+    before = code_digest(study.root)
+    path.write_text("x = 2\n", encoding="utf-8")
     assert code_digest(study.root) != before
 
 

@@ -9,12 +9,12 @@ import pytest
 from small_study import CATEGORIES, SIZES, SmallStudy, labels_of, make, options, videos
 
 from framefold.errors import UserError
-from framefold.evaluation.metrics import official_scores
+from framefold.evaluation.metrics import official_scores, paired_difference
 from framefold.study.arms import ResamplingParams
 from framefold.study.command import report, run
 from framefold.study.picture import Interval, Scale, draw
 from framefold.study.records import Records
-from framefold.study.worth import LABELED, Results, Worth
+from framefold.study.worth import Difference, Results, Worth
 
 BOOTSTRAP = ResamplingParams(resamples=300, seed=0)
 
@@ -68,7 +68,7 @@ def test_a_method_left_out_is_worth_what_its_absence_costs(study):
 
 def test_the_verdict_follows_the_interval(study):
     text = page(study)
-    assert row(text, "pgd")[9:11] == ["hurts", "hurts"]
+    assert row(text, "pgd")[9:11] == ["hurts, one seed", "hurts, one seed"]
     assert row(text, "averaging")[9:11] == ["helps", "helps"]
     assert row(text, "smoothing")[9:11] == ["nothing seen", "nothing seen"]
     assert row(text, "default")[9:11] == ["–", "–"]
@@ -86,7 +86,7 @@ def test_a_rung_is_compared_with_the_one_before_and_with_the_first(study):
 
 def test_arms_are_compared_on_the_videos_that_both_have(finished):
     """`bare` has out-of-fold labels of 100 videos only; beside them the holdout."""
-    worth = Results(Records(finished.root, "tiny")).worth("smoothing", "bare", LABELED, BOOTSTRAP)
+    worth = Results(Records(finished.root, "tiny")).worth("smoothing", "bare", "labeled", BOOTSTRAP)
     rows = np.zeros(sum(SIZES.values()), dtype=bool)
     rows[:100] = rows[SIZES["out_of_fold"] : SIZES["out_of_fold"] + SIZES["holdout"]] = True
     differences = [
@@ -110,10 +110,55 @@ def test_arms_are_compared_over_the_seeds_that_both_have(finished):
     assert worth.spread is None
 
 
-def test_seeds_that_disagree_are_told():
-    assert Worth(0.02, 0.01, 0.03, 0.05, agreed=False).verdict == "helps, not with every seed"
-    assert Worth(-0.02, -0.03, -0.01, 0.001, agreed=True).verdict == "hurts"
-    assert Worth(0.02, 0.0, 0.04, 0.001, agreed=True).verdict == "nothing seen"
+def test_seeds_that_disagree_or_stand_alone_are_told():
+    assert Worth(0.02, 0.01, 0.03, (0.05, -0.01)).verdict == "helps, not with every seed"
+    assert Worth(-0.02, -0.03, -0.01, (-0.02, -0.03)).verdict == "hurts"
+    assert Worth(0.02, 0.0, 0.04, (0.02, 0.02)).verdict == "nothing seen"
+    assert Worth(0.02, 0.01, 0.04, (0.02,)).verdict == "helps, one seed"
+
+
+def noisy(seed: int, runs: int, between: float, n: int = 800) -> Difference:
+    """Runs of two arms that are worth the same on average; `between`: how far the accuracy of a run strays."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, len(CATEGORIES), n)
+    accuracy = 0.6 + between * rng.normal(size=(2, runs))
+    hits = rng.random((2, runs, n)) < accuracy[..., None]
+    labels = np.where(hits, truth, rng.integers(0, len(CATEGORIES), (2, runs, n)))
+    return Difference(truth, labels[0], labels[1], CATEGORIES)
+
+
+@pytest.mark.parametrize("between", [0.0, 0.05])
+def test_intervals_cover_what_seeds_and_videos_do(between):
+    """Of arms that are worth the same, about one in twenty is called a difference, however much seeds stray."""
+    worths = [noisy(seed, runs=8, between=between).worth(BOOTSTRAP) for seed in range(40)]
+    assert sum(worth.verdict != "nothing seen" for worth in worths) <= 7  # 2 on average; more once in 1,000
+
+
+def test_seeds_that_stray_widen_the_interval_as_their_standard_error_does():
+    """Against the sum of both variances: of the mean over resampled videos, and of the mean of so many seeds."""
+    difference = noisy(1, runs=6, between=0.08)
+    worth = difference.worth(ResamplingParams(resamples=4000, seed=0))
+    pair = difference.truth, difference.first, difference.second, CATEGORIES
+    videos_alone = paired_difference(*pair, 4000, 0)
+    expected = np.hypot((videos_alone["high"] - videos_alone["low"]) / 3.92, worth.spread / 6**0.5)
+    assert (worth.high - worth.low) / 3.92 == pytest.approx(expected, rel=0.1)
+    assert worth.difference == pytest.approx(videos_alone["difference"])
+
+
+@pytest.mark.parametrize("column", ["params", "code"])
+def test_runs_of_other_params_or_code_are_left_out_and_named(study, caplog, column):
+    rows = (study.root / "metrics/ablation.csv").read_text(encoding="utf-8").splitlines()
+    place = rows[0].split(",").index(column)
+    digest = next(line for line in rows if line.startswith("tiny,pgd,0,")).split(",")[place]
+    changed = [line.replace(digest, "0" * 12) if line.startswith("tiny,pgd,") else line for line in rows]
+    (study.root / "metrics/ablation.csv").write_text("\n".join(changed) + "\n", encoding="utf-8")
+    text = page(study)
+    assert "| pgd |" not in text
+    assert "pgd-0: made with other params or code, left out" in caplog.text
+    report(options(keep_stale=True), study.root)
+    kept = (study.root / "docs/experiments.md").read_text(encoding="utf-8")
+    assert "| pgd |" in kept
+    assert "**1 of them were made with other params or code than the present ones.**" in kept
 
 
 def test_models_of_the_recipe_and_the_linear_probe_stand_beside(study):
@@ -171,18 +216,6 @@ def test_an_unfinished_study_is_reported_as_far_as_it_goes(study):
     text = page(study)
     assert "| no_smoothing |" not in text
     assert row(text, "smoothing")[8] == "–"
-
-
-def test_several_versions_of_the_code_are_told(study):
-    assert "versions of the code" not in page(study)
-    table = study.root / "metrics/ablation.csv"
-    code = Records(study.root, "tiny").rows()[0]["code"]
-    lines = table.read_text().splitlines(keepends=True)
-    table.write_text("".join([*lines[:1], *(line.replace(code, "0" * 12) for line in lines[1:4]), *lines[4:]]))
-    assert "The runs are of 2 versions of the code" in page(study)
-
-
-# The picture
 
 
 def test_the_picture_shows_every_interval_where_it_belongs(study):

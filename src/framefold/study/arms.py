@@ -27,6 +27,7 @@ DEFAULT = "default"
 NAME = r"^[a-z0-9_]+$"  # of a file
 Kind = Literal["ladder", "default", "without", "added"]
 LISTS = ("ladder", "without", "added")
+Pool = Literal["labeled", "holdout", "test"]  # labeled: out of fold and holdout
 Params = dict[str, Any]
 
 
@@ -42,6 +43,12 @@ class Change(Group):
         if not self.overrides and not getattr(self, "restore", ()):
             raise ValueError("changes nothing")
         return self
+
+
+class Method(Change):
+    """One method left out or added."""
+
+    rival: str | None = None  # the arm that it is compared with; None: the recipe
 
 
 class Rung(Change):
@@ -68,8 +75,9 @@ class Study(Group):
     seeds: SeedLists
     bootstrap: ResamplingParams
     ladder: list[Rung]
-    without: list[Change]
-    added: list[Change]
+    without: list[Method]
+    added: list[Method]
+    verdicts: list[Pool]  # parts by which the report says whether a method helps
     optimism: list[str] = Field(default_factory=list)  # arms of which the report says how optimistic out of fold is
 
     @model_validator(mode="after")
@@ -79,6 +87,9 @@ class Study(Group):
             raise ValueError(f"several arms are called {', '.join(double)}")
         if unknown := sorted(set(self.optimism) - set(names)):
             raise ValueError(f"optimism: no arms {', '.join(unknown)}")
+        rivals = {method.rival for method in (*self.without, *self.added) if method.rival}
+        if unknown := sorted(rivals - set(names)):
+            raise ValueError(f"rival: no arms {', '.join(unknown)}")
         return self
 
 
@@ -91,7 +102,7 @@ class Arm:
     what: str
     params: Params
     seeds: tuple[int, ...]
-    rival: str | None  # ladder: the rung before; without, added: the recipe; None: nothing
+    rival: str | None  # ladder: the rung before; without, added: the recipe, unless they name another; None: nothing
 
 
 class Extension(Group):
@@ -179,10 +190,17 @@ def _ladder(study: Study, recipe: Params) -> list[Arm]:
     return arms
 
 
-def _single(changes: Sequence[Change], kind: Kind, seeds: tuple[int, ...], recipe: Params) -> list[Arm]:
+def _single(methods: Sequence[Method], kind: Kind, seeds: tuple[int, ...], recipe: Params) -> list[Arm]:
     return [
-        Arm(each.name, kind, each.what, changed(recipe, each.overrides, f"arm {each.name}"), seeds, DEFAULT)
-        for each in changes
+        Arm(
+            name=each.name,
+            kind=kind,
+            what=each.what,
+            params=changed(recipe, each.overrides, f"arm {each.name}"),
+            seeds=seeds,
+            rival=each.rival or DEFAULT,
+        )
+        for each in methods
     ]
 
 

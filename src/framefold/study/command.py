@@ -11,7 +11,17 @@ from framefold.errors import UserError
 from framefold.study.arms import expand, read_study
 from framefold.study.digests import code_digest
 from framefold.study.records import SCRATCH, Records
-from framefold.study.runs import Budget, Left, expected_minutes, expected_seconds, left, planned, work_off
+from framefold.study.runs import (
+    Budget,
+    Left,
+    Run,
+    expected_minutes,
+    expected_seconds,
+    is_fresh,
+    left,
+    planned,
+    work_off,
+)
 from framefold.study.workspace import Commands, Workspace, commands
 
 log = logging.getLogger(__name__)
@@ -87,9 +97,17 @@ def show(options: Options, root: Path = Path()) -> None:
 
 
 def report(options: Options, root: Path = Path()) -> None:
-    """Tables in docs/experiments.md and a picture, from what is recorded."""
+    """Tables in docs/experiments.md and a picture, from what is recorded with the present params and code."""
     from framefold.study.report import write_report
 
     root = root.resolve()
-    study = read_study(options.study, root)
-    write_report(study, expand(study, options.overrides, root), root)
+    study, code = read_study(options.study, root), code_digest(root)
+    arms = expand(study, options.overrides, root)
+    made = Records(root, study.dataset).made()
+    known = [Run(arm, seed) for arm in arms for (name, seed) in made if name == arm.name]
+    stale = [run for run in known if not is_fresh(run, made[run.arm.name, run.seed], code)]
+    told = known if options.keep_stale else [run for run in known if run not in stale]
+    for run in stale:
+        what = "counted" if options.keep_stale else "left out"
+        log.warning(f"ablate {study.dataset} {run.name}: made with other params or code, {what}")
+    write_report(study, arms, root, {(run.arm.name, run.seed) for run in told}, len(stale) if told == known else 0)

@@ -19,8 +19,10 @@ def absolute(params: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def named(params: dict[str, Any]) -> dict[str, Any]:
-    """Without the folders that files stand in: the same on every machine."""
-    return _mapped(params, lambda value: Path(value).name)
+    """Without the folders that files stand in, nor the name of data.root: the same on every machine."""
+    own = _mapped(params, lambda value: Path(value).name)
+    own["data"]["root"] = None
+    return own
 
 
 def _mapped(params: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from framefold.errors import UserError, command
 from framefold.evaluation.metrics import Entry, official_scores, score_interval
 from framefold.evaluation.splits import LabeledVideos, Target, read_labeled, read_test_truth
 from framefold.inference.bundle import read_bundle
-from framefold.inference.final import final_scores
+from framefold.inference.final import final_scores, out_of_fold
 from framefold.inference.students import PARTS, Logits, Students
 from framefold.params.base import load, load_value
 from framefold.params.ensemble import EnsembleParams
+from framefold.params.reweight import ReweightParams
 from framefold.storage import fingerprint_of, read_json, write_json, write_parquet
 
 TRUTH, LABELS, SCORES = "truth.parquet", "labels.parquet", "scores.json"
@@ -70,8 +71,10 @@ def final_labels(students: Students, logits: Mapping[str, Logits], videos: Video
     Test videos have the labels that are submitted: those of the refits, where there are refits.
     """
     bundle = read_bundle(students.models / "ensemble")
-    scores = final_scores(bundle, students, logits, read_stated("reweight")["blend"]["used"])
-    final = {part: own.argmax(axis=1) for part, own in scores.items()}
+    params, fitted = load(EnsembleParams), read_stated("reweight")["blend"]["used"]
+    own = out_of_fold(students, logits, load(ReweightParams), params.blend)
+    scores = final_scores(bundle, logits, own, params.weights, fitted)
+    final = {part: each.argmax(axis=1) for part, each in scores.items()}
     if load_value("full_data"):
         final["test"] = bundle.scores({arch: students.refit_logits(arch) for arch in bundle.archs}).argmax(axis=1)
     trained = np.isin(students.labeled.folds[students.labeled.training_rows()], list(students.folds))

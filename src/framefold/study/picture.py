@@ -66,7 +66,11 @@ def head(height: float) -> list[str]:
 
 
 def legend(series: Sequence[str]) -> list[str]:
-    lines = [text(MARGIN, MARGIN + 8, "Official score with the method minus without, 95 % interval over videos", "")]
+    lines = [
+        text(
+            MARGIN, MARGIN + 8, "Official score with the method minus without, 95 % interval over videos and seeds", ""
+        )
+    ]
     for number, (name, colour) in enumerate(zip(series, COLOURS, strict=True)):
         x, y = MARGIN + 200 * number, MARGIN + 30
         lines += [f"<circle cx='{x + 5}' cy='{y - 4}' r='4' fill='{colour}'/>", text(x + 15, y, name, "")]

@@ -4,18 +4,18 @@ The tables stand in docs/experiments.md between two comments; what was there bet
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from framefold.errors import UserError
 from framefold.storage import write_aside
-from framefold.study.arms import DEFAULT, Arm, ResamplingParams, Study
+from framefold.study.arms import DEFAULT, Arm, Pool, ResamplingParams, Study
 from framefold.study.outcome import ONE_FOLD
 from framefold.study.picture import Interval, draw
 from framefold.study.records import INTERVAL, SPLITS, Records, Row
-from framefold.study.worth import LABELED, Mean, Results, Worth, sides
+from framefold.study.worth import Mean, Results, Worth, sides
 
 PAGE = Path("docs/experiments.md")
 TITLES = {
@@ -25,67 +25,74 @@ TITLES = {
 }
 METHOD = """Scores are means over seeds ± their standard deviation. What a method is worth: the score with it minus the
 score without it, mean over the seeds that both arms have; in brackets the 95 % interval of a paired bootstrap over
-videos ({resamples} resamples, the runs as they are), then ± the standard deviation over seeds. A method helps or hurts
-where the interval excludes zero: on out of fold and holdout together, by which defaults may be chosen, and on test,
-which is only reported. After distillation out of fold is optimistic and the holdout honest."""
+videos and seeds ({resamples} resamples; of one seed, over videos alone), then ± the standard deviation over seeds. A
+method helps or hurts where the interval excludes zero; of {arms} arms some will by luck. Test is only reported: nothing
+was chosen by it. An arm of one fold has an out-of-fold score on that fold's videos."""
 NONE = "–"
-DRAWN = (LABELED, "test")
-PLACES = {LABELED: "out of fold + holdout", "holdout": "holdout", "test": "test"}
+DRAWN: tuple[Pool, ...] = ("labeled", "test")
+PLACES: dict[Pool, str] = {"labeled": "out of fold + holdout", "holdout": "holdout", "test": "test"}
 
 
-def write_report(study: Study, arms: Sequence[Arm], root: Path) -> None:
-    """UserError: nothing is recorded yet, or the records contradict each other."""
-    results = Results(Records(root, study.dataset))
+def write_report(study: Study, arms: Sequence[Arm], root: Path, runs: Collection[tuple[str, int]], stale: int) -> None:
+    """Of `runs`, (arm, seed), of which so many are `stale`. UserError: there are none, or the records contradict each
+    other."""
+    results = Results(Records(root, study.dataset), runs)
     known = [arm for arm in arms if results.seeds(arm.name)]
     if not known:
-        raise UserError(f"ablate: nothing is recorded of {study.dataset}; run `framefold ablate {study.dataset}` first")
+        raise UserError(
+            f"ablate: nothing is recorded of {study.dataset} with the present params and code; run "
+            f"`framefold ablate {study.dataset}` first, give --report the same KEY=VALUE, or --keep-stale"
+        )
     picture = Path(f"docs/ablation-{study.dataset}.svg")
-    tables = page(study, known, results, picture)
+    tables = page(study, known, results, picture, stale)
     drawn = draw(intervals(known, results, study.bootstrap), [PLACES[pool] for pool in DRAWN])
     put_between_markers(root / PAGE, study.dataset, tables)
     with write_aside(root / picture) as aside:
         aside.write_text(drawn, encoding="utf-8")
 
 
-def page(study: Study, arms: Sequence[Arm], results: Results, picture: Path) -> str:
-    parts = [introduction(study, results), f"![What each method is worth]({picture.name})"]
+def page(study: Study, arms: Sequence[Arm], results: Results, picture: Path, stale: int) -> str:
+    parts = [introduction(study, arms, results, stale), f"![What each method is worth]({picture.name})"]
     for kind, title in TITLES.items():
         own = [arm for arm in arms if arm.kind == kind or (kind == "without" and arm.name == DEFAULT)]
         if any(arm.kind == kind for arm in own):
-            parts += [f"### {study.dataset}: {title.lower()}", table(own, results, study.bootstrap, kind == "ladder")]
-    if models := models_table(results.records.model_rows()):
+            parts += [f"### {study.dataset}: {title.lower()}", table(own, results, study, kind == "ladder")]
+    if models := models_table(results.counting(results.records.model_rows())):
         parts += [f"### {study.dataset}: models of the recipe, and the linear probe", models]
-    if optimism := optimism_table([arm for arm in arms if arm.name in study.optimism], results.records.optimism_rows()):
+    named = [arm for arm in arms if arm.name in study.optimism]
+    if optimism := optimism_table(named, results.counting(results.records.optimism_rows())):
         parts += [f"### {study.dataset}: how optimistic out of fold is", optimism]
     return "\n\n".join(parts)
 
 
-def introduction(study: Study, results: Results) -> str:
+def introduction(study: Study, arms: Sequence[Arm], results: Results, stale: int) -> str:
     rows = results.rows.values()
-    codes, commits = ({row[name] for row in rows} for name in ("code", "commit"))
+    commits = {row["commit"] for row in rows}
     hours = sum(float(row["seconds"]) for row in {(r["arm"], r["seed"]): r for r in rows}.values()) / 3600
     runs = len({(row["arm"], row["seed"]) for row in rows})
-    mixed = f" **The runs are of {len(codes)} versions of the code.**" if len(codes) > 1 else ""
+    mixed = f" **{stale} of them were made with other params or code than the present ones.**" if stale else ""
     return (
         f"`framefold ablate {study.dataset}` made these {runs} runs in {hours:.1f} hours "
         f"(commits {', '.join(sorted(commits))}), `framefold ablate {study.dataset} --report` these tables.{mixed}\n"
-        f"{METHOD.format(resamples=study.bootstrap.resamples)}"
+        f"{METHOD.format(resamples=study.bootstrap.resamples, arms=len(arms))}"
     )
 
 
-def table(arms: Sequence[Arm], results: Results, bootstrap: ResamplingParams, ladder: bool) -> str:
+def table(arms: Sequence[Arm], results: Results, study: Study, ladder: bool) -> str:
     """A row an arm; a ladder also says what all rungs so far are worth."""
-    first = arms[0].name
+    first, bootstrap = arms[0].name, study.bootstrap
     columns = ["arm", "what", "seeds", *(split.replace("_", " ") for split in SPLITS)]
-    columns += [f"worth, {place}" for place in PLACES.values()] + ["verdict", "on test"]
+    columns += [f"worth, {place}" for place in PLACES.values()]
+    columns += [f"verdict, {PLACES[pool]}" for pool in study.verdicts]
     rows = []
     for arm in arms:
-        cells = [arm.name, arm.what, str(len(results.seeds(arm.name)))]
+        what = arm.what if arm.rival in (None, DEFAULT) or ladder else f"{arm.what}; held against {arm.rival}"
+        cells = [arm.name, what, str(len(results.seeds(arm.name)))]
         cells += [score_cell(results.score(arm.name, split)) for split in SPLITS]
         pair = sides(arm)
         worths = {pool: results.worth(*pair, pool, bootstrap) if pair else None for pool in PLACES}
         cells += [worth_cell(worth) for worth in worths.values()]
-        cells += [worth.verdict if worth else NONE for worth in (worths[LABELED], worths["test"])]
+        cells += [worth.verdict if worth else NONE for worth in (worths[pool] for pool in study.verdicts)]
         if ladder:
             so_far = results.worth(arm.name, first, "test", bootstrap) if arm.name != first else None
             cells.append(worth_cell(so_far))
@@ -123,8 +130,8 @@ def optimism_table(arms: Sequence[Arm], rows: Sequence[Row]) -> str:
         return ""
     note = (
         "The out-of-fold score of an architecture, moved to the other part's size, minus the mean score of its single "
-        "fold models there:\none model a video on both sides, before class weights. Zero within the interval: out of "
-        "fold is honest."
+        "fold models there:\none model a video on both sides, before class weights. What arms without pseudo-labels "
+        "show is the difference between the parts, what others\nshow beyond that is optimism."
     )
     columns = ["arm", "what", "seeds", "architecture", *(f"against {split}" for split in SPLITS[1:])]
     return f"{note}\n\n{markdown(columns, cells)}"

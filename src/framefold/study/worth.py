@@ -1,6 +1,6 @@
 """What a method is worth, from the recorded labels alone: paired differences between arms, with their intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,35 +8,46 @@ import numpy as np
 import pyarrow as pa
 
 from framefold.errors import UserError
-from framefold.evaluation.metrics import official_scores, paired_difference
+from framefold.evaluation.bootstrap import percentile_interval, resampled_counts
+from framefold.evaluation.metrics import distinct_outcomes, f1_parts, level1_of, official_scores
 from framefold.storage import read_parquet
-from framefold.study.arms import Arm, ResamplingParams
+from framefold.study.arms import Arm, Pool, ResamplingParams
 from framefold.study.outcome import TRUTH
-from framefold.study.records import SPLITS, Records, metadata, read_labels
+from framefold.study.records import SPLITS, Records, Row, metadata, read_labels
 
-LABELED = "labeled"  # out of fold and holdout: defaults may be chosen by these, test is only reported
-POOLS = {LABELED: ("out_of_fold", "holdout"), "holdout": ("holdout",), "test": ("test",)}
+POOLS: dict[Pool, tuple[str, ...]] = {
+    "labeled": ("out_of_fold", "holdout"),  # defaults may be chosen by these, test is only reported
+    "holdout": ("holdout",),
+    "test": ("test",),
+}
 TOLERANCE = 2e-6  # of a score that was written with six digits
 HELPS, HURTS, NOTHING = "helps", "hurts", "nothing seen"
 
 
 @dataclass(frozen=True)
 class Worth:
-    """Score with the method minus score without: the mean over seeds; its interval over resampled videos, for these
-    very runs; the standard deviation over seeds (None: one seed)."""
+    """Score with the method minus score without: the mean over seeds, and its interval over resampled videos and
+    seeds."""
 
     difference: float
     low: float
     high: float
-    spread: float | None
-    agreed: bool  # the sign is the same with every seed
+    each: tuple[float, ...]  # seed by seed
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over seeds. None: one seed."""
+        return _spread(self.each)
 
     @property
     def verdict(self) -> str:
-        """By whether the interval excludes zero."""
+        """By whether the interval excludes zero. That of one seed knows nothing of other seeds."""
         if self.low <= 0 <= self.high:
             return NOTHING
-        return (HELPS if self.low > 0 else HURTS) + ("" if self.agreed else ", not with every seed")
+        agreed = len({np.sign(one) for one in self.each}) == 1
+        return (HELPS if self.low > 0 else HURTS) + (
+            ", one seed" if len(self.each) == 1 else "" if agreed else ", not with every seed"
+        )
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,14 @@ class Mean:
 class Results:
     """The recorded results of a dataset. UserError: a file of labels that does not give the scores in the table."""
 
-    def __init__(self, records: Records):
+    def __init__(self, records: Records, runs: Collection[tuple[str, int]] | None = None):
+        """runs: (arm, seed) of those that count; None: all."""
         self.records = records
         self.truth_path = records.folder / TRUTH
-        self.rows = {(row["arm"], int(row["seed"]), row["split"]): row for row in records.rows()}
+        rows = {(row["arm"], int(row["seed"]), row["split"]): row for row in records.rows()}
+        self.rows = {key: row for key, row in rows.items() if runs is None or key[:2] in runs}
         self._labels: dict[tuple[str, int], np.ndarray] = {}
-        self._worths: dict[tuple[str, str, str, ResamplingParams], Worth | None] = {}
+        self._worths: dict[tuple[str, str, Pool, ResamplingParams], Worth | None] = {}
 
     @cached_property
     def truth(self) -> pa.Table:
@@ -72,6 +85,11 @@ class Results:
     @cached_property
     def categories(self) -> list[str]:
         return metadata(self.truth_path, b"categories").decode().split(",")
+
+    def counting(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of the runs that count."""
+        runs = {(arm, seed) for arm, seed, _ in self.rows}
+        return [row for row in rows if (row["arm"], int(row["seed"])) in runs]
 
     def seeds(self, arm: str) -> list[int]:
         return sorted({seed for name, seed, _ in self.rows if name == arm})
@@ -100,14 +118,14 @@ class Results:
                     f"{row and row['score']}; run this arm again"
                 )
 
-    def worth(self, with_it: str, without: str, pool: str, bootstrap: ResamplingParams) -> Worth | None:
+    def worth(self, with_it: str, without: str, pool: Pool, bootstrap: ResamplingParams) -> Worth | None:
         """On the videos that all runs of both arms have labels of. None: no seed or no video in common."""
         key = with_it, without, pool, bootstrap
         if key not in self._worths:
             self._worths[key] = self._worth(*key)
         return self._worths[key]
 
-    def _worth(self, with_it: str, without: str, pool: str, bootstrap: ResamplingParams) -> Worth | None:
+    def _worth(self, with_it: str, without: str, pool: Pool, bootstrap: ResamplingParams) -> Worth | None:
         seeds = sorted(set(self.seeds(with_it)) & set(self.seeds(without)))
         if not seeds:
             return None
@@ -115,19 +133,43 @@ class Results:
         rows = np.isin(self.parts, POOLS[pool]) & (first >= 0).all(axis=0) & (second >= 0).all(axis=0)
         if not rows.any():
             return None
-        truth, first, second = self.true_labels[rows], first[:, rows], second[:, rows]
-        pair = paired_difference(truth, first, second, self.categories, bootstrap.resamples, bootstrap.seed)
-        each = self._differences(truth, first, second)
-        agreed = len({np.sign(one) for one in each}) == 1
-        difference, low, high = (float(pair[name]) for name in ("difference", "low", "high"))
-        return Worth(difference, low, high, _spread(each), agreed)
+        difference = Difference(self.true_labels[rows], first[:, rows], second[:, rows], self.categories)
+        return difference.worth(bootstrap)
 
-    def _differences(self, truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[float]:
-        """Seed by seed."""
-        scores = [
-            [official_scores(truth, labels, self.categories)["score"] for labels in side] for side in (first, second)
-        ]
-        return [a - b for a, b in zip(*scores, strict=True)]
+
+@dataclass(frozen=True)
+class Difference:
+    """Labels of S runs of either side, first minus second; runs of one seed stand at the same place."""
+
+    truth: np.ndarray  # (N,)
+    first: np.ndarray  # (S, N)
+    second: np.ndarray  # (S, N)
+    categories: Sequence[str]
+
+    def worth(self, bootstrap: ResamplingParams) -> Worth:
+        """Videos are resampled, the same for all runs, and so are the seeds.
+
+        The mean over n drawn seeds varies by s^2 (n - 1) / n^2, with s their standard deviation; the mean of n seeds
+        varies by s^2 / n, so what the draw adds is widened to that.
+        """
+        outcomes, counts = distinct_outcomes(self.truth, *self.first, *self.second)
+        level1, n = level1_of(self.categories), len(self.first)
+
+        def differences(block: np.ndarray) -> np.ndarray:
+            """(W, S) under W weightings of the outcomes."""
+            truth, *runs = outcomes.T
+            scores = np.stack([f1_parts(block, truth, labels, level1)["score"] for labels in runs], axis=1)
+            return scores[:, :n] - scores[:, n:]
+
+        blocks = resampled_counts(counts, bootstrap.resamples, bootstrap.seed)
+        resampled = np.concatenate([differences(block) for block in blocks])  # (R, S)
+        means = resampled.mean(axis=1)
+        if n > 1:
+            drawn = np.random.default_rng(bootstrap.seed + 1).multinomial(n, [1 / n] * n, len(resampled)) / n
+            means = means + np.sqrt(n / (n - 1)) * ((drawn - 1 / n) * resampled).sum(axis=1)
+        each = differences(counts[None])[0]
+        low, high = percentile_interval(means)
+        return Worth(float(each.mean()), low, high, tuple(each.tolist()))
 
 
 def sides(arm: Arm) -> tuple[str, str] | None:
