@@ -18,6 +18,7 @@ from framefold.data.tokens import token_writer
 from framefold.inference.predictions import write_predictions
 from framefold.models.registry import build_model, save_model
 from framefold.params.base import validate
+from framefold.params.models import SingleStreamParams, StudentParams
 from framefold.params.teacher import TeacherParams
 from framefold.storage import read_parquet, write_json, write_parquet
 
@@ -124,6 +125,17 @@ def make_teachers(root: Path, params: dict[str, Any]) -> None:
         write_json(folder / ORIGIN, {"leaky": False, "n_folds": teacher.n_folds, "trained_folds": trained})
         logits = np.random.default_rng(number).normal(size=(int((own == number).sum()), len(CATEGORIES)))
         write_predictions(folder / "out_of_fold.parquet", ids[own == number].tolist(), logits)
+
+
+def make_pretrained(root: Path, params: dict[str, Any], seeds: dict[str, int]) -> None:
+    """What pretrain leaves of single_stream: variant -> a student with the random weights of a seed."""
+    student = validate(StudentParams, params["student"], "student", "params.yaml")
+    size = validate(SingleStreamParams, params["models"]["single_stream"], "models", "params.yaml")
+    for variant, seed in seeds.items():
+        torch.manual_seed(seed)
+        folder = root / "models/pretrain/single_stream" / variant
+        folder.mkdir(parents=True)
+        save_model(folder, build_model("single_stream", student.text, size, VOCAB, DIM, len(CATEGORIES)))
 
 
 def write_soft_labels(root: Path, sharpness: float = 4.0) -> None:

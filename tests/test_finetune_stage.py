@@ -8,13 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from stores import CATEGORIES, DIM, ROOT, VOCAB, make_project, small_params, write_origins, write_soft_labels
+from stores import ROOT, make_pretrained, make_project, small_params, write_origins, write_soft_labels
 
-from framefold.models.registry import build_model, save_model
-from framefold.params.base import validate
 from framefold.params.finetune import CheckpointParams
-from framefold.params.models import SingleStreamParams, StudentParams
 from framefold.training.classifiers import kept_epochs
 
 ITEM = "finetune@single_stream-0"
@@ -46,12 +42,7 @@ def project(root: Path, pseudo_epochs: int = 0, **changes: object) -> Path:
     params["finetune"] |= changes
     make_project(root, params)
     write_origins(root)
-    student = validate(StudentParams, params["student"], "student", "params.yaml")
-    size = validate(SingleStreamParams, params["models"]["single_stream"], "models", "params.yaml")
-    torch.manual_seed(3)
-    (root / "models/pretrain/single_stream/all").mkdir(parents=True)
-    model = build_model("single_stream", student.text, size, VOCAB, DIM, len(CATEGORIES))
-    save_model(root / "models/pretrain/single_stream/all", model)
+    make_pretrained(root, params, {"all": 3})
     return root
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
-from stores import CATEGORIES, DIM, SIZES, VOCAB, make_project, small_params, write_origins
+from stores import SIZES, make_pretrained, make_project, small_params, write_origins
 
 from framefold.data.folds import HOLDOUT, REFIT
 from framefold.data.pseudo_labels import ORIGINS
@@ -19,9 +18,8 @@ from framefold.inference.blocks import BlockFolder
 from framefold.inference.ensembling import blend, reweighted_probs
 from framefold.inference.predict_command import run
 from framefold.inference.predictions import read_predictions, write_predictions
-from framefold.models.registry import build_model, save_model
-from framefold.params.base import load, validate
-from framefold.params.models import SingleStreamParams, StudentParams
+from framefold.params.base import load
+from framefold.params.models import StudentParams
 from framefold.rounds import Round
 from framefold.storage import read_json, sha256_of, write_json
 from framefold.training.classifiers import open_all
@@ -159,13 +157,7 @@ def pretrained_project(root: Path, variants: list[str], **changes: object) -> No
         params[key] |= value
     make_project(root, params)
     write_origins(root)
-    student = validate(StudentParams, params["student"], "student", "params.yaml")
-    size = validate(SingleStreamParams, params["models"]["single_stream"], "models", "params.yaml")
-    for number, variant in enumerate(variants):
-        torch.manual_seed(number)
-        folder = root / "models/pretrain/single_stream" / variant
-        folder.mkdir(parents=True)
-        save_model(folder, build_model("single_stream", student.text, size, VOCAB, DIM, len(CATEGORIES)))
+    make_pretrained(root, params, {variant: number for number, variant in enumerate(variants)})
 
 
 def run_refit(monkeypatch) -> Path:

@@ -218,6 +218,9 @@ def test_an_unfinished_study_is_reported_as_far_as_it_goes(study):
     assert row(text, "smoothing")[8] == "–"
 
 
+# The picture
+
+
 def test_the_picture_shows_every_interval_where_it_belongs(study):
     page(study)
     root = ElementTree.parse(study.root / "docs/ablation-tiny.svg").getroot()

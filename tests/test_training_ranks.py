@@ -15,20 +15,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from stores import (
-    CATEGORIES,
-    DIM,
-    VOCAB,
-    make_project,
-    make_teachers,
-    small_params,
-    write_origins,
-    write_soft_labels,
-)
+from stores import make_pretrained, make_project, make_teachers, small_params, write_origins, write_soft_labels
 
-from framefold.models.registry import build_model, save_model
-from framefold.params.base import validate
-from framefold.params.models import SingleStreamParams, StudentParams
 from framefold.storage import read_json, sha256_of
 from tests import tiny_project
 
@@ -65,12 +53,7 @@ def project(root: Path, **finetune: Any) -> Path:
     make_project(root, params)
     write_soft_labels(root)
     write_origins(root)
-    student = validate(StudentParams, params["student"], "student", "params.yaml")
-    size = validate(SingleStreamParams, params["models"]["single_stream"], "models", "params.yaml")
-    torch.manual_seed(3)
-    (root / "models/pretrain/single_stream/all").mkdir(parents=True)
-    model = build_model("single_stream", student.text, size, VOCAB, DIM, len(CATEGORIES))
-    save_model(root / "models/pretrain/single_stream/all", model)
+    make_pretrained(root, params, {"all": 3})
     return root
 
 

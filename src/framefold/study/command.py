@@ -110,4 +110,4 @@ def report(options: Options, root: Path = Path()) -> None:
     for run in stale:
         what = "counted" if options.keep_stale else "left out"
         log.warning(f"ablate {study.dataset} {run.name}: made with other params or code, {what}")
-    write_report(study, arms, root, {(run.arm.name, run.seed) for run in told}, len(stale) if told == known else 0)
+    write_report(study, arms, root, {(run.arm.name, run.seed) for run in told}, len(stale) if options.keep_stale else 0)
