@@ -73,7 +73,8 @@ def introduction(study: Study, arms: Sequence[Arm], results: Results, stale: int
     mixed = f" **{stale} of them were made with other params or code than the present ones.**" if stale else ""
     return (
         f"`framefold ablate {study.dataset}` made these {runs} runs in {hours:.1f} hours "
-        f"(commits {', '.join(sorted(commits))}), `framefold ablate {study.dataset} --report` these tables.{mixed}\n"
+        f"(commits {', '.join(sorted(commits))}), `framefold ablate {study.dataset} --report` these tables; what either "
+        f"needs besides stands in studies/{study.dataset}.yaml.{mixed}\n"
         f"{METHOD.format(resamples=study.bootstrap.resamples, arms=len(arms))}"
     )
 
