@@ -45,7 +45,7 @@ def main() -> None:
         students = Students(labeled, test_ids, archs, folds)
         logits = {arch: students.logits(arch) for arch in archs}
         own = out_of_fold(students, logits, load(ReweightParams), load(EnsembleParams).blend)
-        blend = fit_blend(own, load(EnsembleParams).weights)
+        blend = fit_blend(own, load(EnsembleParams).weights, load(EnsembleParams).min_gain)
         bundle = describe(students, blend["weights"])
         final = final_scores(bundle, logits, own, load(EnsembleParams).weights, blend["used"])
         refits = load_value("full_data")

@@ -41,7 +41,7 @@ def parts_of(labels):
 def test_a_blend_of_independent_models_beats_each_of_them(labels, how):
     members = [member(labels, 2.0, seed) for seed in (1, 2)]
     alone = [official_scores(labels, m.argmax(axis=1), CATEGORIES)["score"] for m in members]
-    fit = fit_blend(plain(members, labels, how), "simplex")
+    fit = fit_blend(plain(members, labels, how), "simplex", 0.0)
     both = official_scores(labels, blend(members, fit["weights"], how).argmax(axis=1), CATEGORIES)["score"]
     assert both > max(alone) + 0.05
 
@@ -49,7 +49,7 @@ def test_a_blend_of_independent_models_beats_each_of_them(labels, how):
 @pytest.mark.parametrize("method", ["simplex", "greedy"])
 def test_fitting_gives_a_useless_model_little_weight(labels, method):
     members = [member(labels, 2.5, 1), member(labels, 0.0, 2)]
-    fit = fit_blend(plain(members, labels), method)
+    fit = fit_blend(plain(members, labels), method, 0.0)
     assert fit["used"]
     assert fit["weights"][0] > 0.6
     assert fit["cross_fitted_gain"] > 0.01
@@ -61,10 +61,19 @@ def test_fitting_that_does_not_help_leaves_equal_weights(labels, method):
     refused = 0
     for seed in range(8):
         members = [member(labels[:200], 0.0, 10 + seed), member(labels[:200], 0.0, 30 + seed)]
-        fit = fit_blend(plain(members, labels[:200]), method)
+        fit = fit_blend(plain(members, labels[:200]), method, 0.0)
         assert (fit["weights"] == [0.5, 0.5]) or fit["used"]
         refused += not fit["used"]
     assert refused >= 4
+
+
+@pytest.mark.parametrize("method", ["simplex", "greedy"])
+def test_without_a_least_gain_fitted_weights_are_used_whatever_they_gain(labels, method):
+    members = plain([member(labels, 2.5, 1), member(labels, 0.0, 2)], labels)
+    refused, forced = (fit_blend(members, method, least) for least in (0.9, None))
+    assert (refused["used"], refused["weights"]) == (False, [0.5, 0.5])
+    assert (forced["used"], forced["weights"]) == (True, forced["fitted"])
+    assert refused["fitted"] == forced["fitted"] != [0.5, 0.5]
 
 
 @pytest.mark.medium
@@ -75,7 +84,7 @@ def test_gain_on_noise_is_claimed_in_sample_but_not_cross_fitted(method):
     for seed in range(40):
         few = np.random.default_rng(seed).integers(0, 20, 100)
         members = [member(few, 0.0, 1000 * number + seed) for number in (1, 2, 3)]
-        fits.append(fit_blend(plain(members, few), method))
+        fits.append(fit_blend(plain(members, few), method, 0.0))
     in_sample, honest = ([fit[name] for fit in fits] for name in ("in_sample_gain", "cross_fitted_gain"))
     assert np.mean(in_sample) > 0.03
     assert np.mean(honest) < 2 * np.std(honest) / len(honest) ** 0.5
@@ -116,12 +125,12 @@ def test_every_part_is_judged_by_what_was_fitted_on_the_others(labels, used):
     np.testing.assert_allclose(found, looped_scores[used], atol=1e-12)
     assert all(any(seen.isdisjoint(np.flatnonzero(parts == part)) for seen in asked) for part in range(5))
     a, b = (official_scores(labels, looped_scores[u].argmax(axis=1), CATEGORIES)["score"] for u in (True, False))
-    assert fit_blend(out_of_fold, "simplex")["cross_fitted_gain"] == pytest.approx(a - b, abs=1e-12)
+    assert fit_blend(out_of_fold, "simplex", 0.0)["cross_fitted_gain"] == pytest.approx(a - b, abs=1e-12)
 
 
 def test_equal_weights_are_those_of_no_fit(labels):
     members = [member(labels, 2.5, 1), member(labels, 0.0, 2)]
-    fit = fit_blend(plain(members, labels), "equal")
+    fit = fit_blend(plain(members, labels), "equal", 0.0)
     assert fit["weights"] == [0.5, 0.5]
     assert not fit["used"]
 

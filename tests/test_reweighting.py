@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from framefold.evaluation.metrics import official_scores
-from framefold.inference.cross_fitting import cross_fitted_labels, deal_parts
+from framefold.inference.cross_fitting import cross_fitted, deal_parts
 from framefold.inference.ensembling import reweighted_probs
 from framefold.inference.predictions import softmax
 from framefold.inference.reweighting import class_weights, fit_reweighting, prior_weights, weights_fitted_on
@@ -78,7 +78,7 @@ def test_a_fit_that_sees_the_part_it_is_judged_on_is_caught():
         def predict(rows, seen):
             return np.where([row in seen for row in rows.tolist()], labels[rows], probs[rows].argmax(axis=1))
 
-        return (cross_fitted_labels(parts, fit, predict) == labels).mean()
+        return (cross_fitted(parts, fit, predict) == labels).mean()
 
     assert accuracy(leak=True) == 1.0
     assert accuracy(leak=False) < 0.2
@@ -135,6 +135,17 @@ def test_weights_stay_one_when_the_gain_is_too_small():
     fit = fit_reweighting(*long_tailed(0), CATEGORIES, params)
     assert not fit["used"]
     assert fit["weights"] == [1.0] * 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_a_least_gain_the_weights_are_used_whatever_they_gain(method):
+    refused, forced = (
+        fit_reweighting(*noise(1), CATEGORIES, PARAMS.model_copy(update={"method": method, "min_gain": least}))
+        for least in (0.9, None)
+    )
+    assert (refused["used"], forced["used"]) == (False, True)
+    assert refused["cross_fitted_gain"] == forced["cross_fitted_gain"]
+    assert set(forced["weights"]) != {1.0}
 
 
 def test_duplicates_are_never_split_between_fit_and_judgement():

@@ -98,7 +98,28 @@ def test_names_lengths_and_batches_are_of_the_same_samples():
     positions = np.arange(900, 1000)
     index = videos.batch(positions)["index"].numpy()
     assert videos.names(positions) == [f"v{one}" for one in index]
-    assert np.array_equal(videos.order_keys()[positions], index % 17)
+    assert np.array_equal(videos.order_keys()[positions] % 17, index % 17)
     assert np.array_equal(videos.sizes()[positions, 0], 5 + index % 17)
     assert len(set(index.tolist())) < len(index)
     assert np.array_equal(videos.batch(positions, part=slice(1, None, 2))["index"], index[1::2])
+
+
+def test_the_copies_of_a_sample_stand_in_batches_of_their_own():
+    """An epoch is but one run of like lengths here, in which equal ones are neighbours."""
+    batches = epoch_of(0, power=0.5)
+    twice = [np.bincount(batches[index]["index"]).max() for index in range(len(batches))]
+    assert np.bincount(shown(batches)).max() >= 4
+    assert np.mean(np.array(twice) > 1) < 0.1
+
+
+def test_copies_cost_little_padding():
+    """First sights are sorted by length among themselves, and so are the others."""
+
+    def padding(batches: list[np.ndarray]) -> float:
+        lengths = [5 + one % 17 for one in batches]
+        return float(sum(len(one) * one.max() - one.sum() for one in lengths) / sum(one.sum() for one in lengths))
+
+    epoch = epoch_of(0, power=0.5)
+    own = [epoch[index]["index"].numpy() for index in range(len(epoch))]
+    shuffled = np.random.default_rng(0).permutation(np.concatenate(own))
+    assert padding(own) < padding(np.array_split(shuffled, len(own))) / 5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from framefold.data.array_files import ArrayFile
-from framefold.data.soft_targets import NO_CLASS, SoftTargets, blended, class_weights, used_classes
+from framefold.data.soft_targets import NO_CLASS, SoftTargets, blended, class_weights, label_weights, used_classes
 from framefold.params.labels import LabelParams
 
 OFF = LabelParams(hard=0, temperature=1, min_confidence=0, balance=0)
@@ -75,3 +75,21 @@ def test_weights_go_by_the_best_class_of_a_row(soft):
     plain, weighted = SoftTargets(soft, OFF, None)[rows], SoftTargets(soft, OFF, weights)[rows]
     assert np.allclose(weighted, plain * weights[plain.argmax(1)][:, None])
     assert not weighted[1].any()
+
+
+def test_a_threshold_takes_labels_away_and_leaves_the_others_their_weight(soft):
+    """The loss is a mean over the used labels; times their share it is FixMatch's sum over all that have one."""
+    rows, least = np.arange(5, 40), params(min_confidence=0.6)
+    stored = soft.rows(0, 40)[rows].astype(np.float64)
+    labelled, sure = stored.max(axis=1) > 0, stored.max(axis=1) >= 0.6
+    assert 0 < sure.sum() < labelled.sum() < len(rows)
+    used = SoftTargets(soft, least, label_weights(soft, rows, least))[rows]
+    log_probs = np.log(np.random.default_rng(1).dirichlet(np.ones(5), len(rows)))
+    fixmatch = -(stored[sure] * log_probs[sure]).sum() / labelled.sum()
+    assert -(used * log_probs).sum() / sure.sum() == pytest.approx(fixmatch, rel=1e-3)  # labels are float16
+
+
+def test_without_threshold_and_balance_every_label_counts_one(soft):
+    assert label_weights(soft, np.arange(40), OFF) is None
+    balanced = label_weights(soft, np.arange(40), params(balance=0.5))
+    assert balanced.tolist() == class_weights(used_classes(soft, OFF), 5, 0.5).tolist()

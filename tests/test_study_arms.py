@@ -157,9 +157,26 @@ def test_what_an_extending_study_states_itself_stands_in_place_of_the_other_s(st
     assert own["bare"].seeds == (7,)
 
 
+def test_arms_of_an_extending_study_come_after_the_other_s(study):
+    more = {"name": "longer", "what": "more epochs", "overrides": {"finetune.epochs": 7}}
+    own, others = list(extending(study, leave_out=[], added=[more])), list(arms_of(study))
+    assert own == [*others, "longer"]
+
+
+def test_an_arm_is_judged_by_those_of_the_study_s_parts_that_it_names(study):
+    more = {"name": "longer", "what": "more epochs", "overrides": {"finetune.epochs": 7}}
+    arms = extending(study, verdicts=["labeled", "test"], added=[more | {"verdicts": ["holdout", "test"]}])
+    assert (arms["longer"].verdicts, arms["pgd"].verdicts) == (("test",), ("labeled", "test"))
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"added": "longer"}, "added"),
+        (
+            {"added": [{"name": "pgd", "what": "again", "overrides": {"finetune.epochs": 7}}]},
+            "several arms are called pgd",
+        ),
         ({"leave_out": ["nobody"]}, "tiny has no arms nobody"),
         ({"changes": {"nobody": {"what": "x"}}}, "tiny has no arms nobody"),
         ({"changes": {"pgd": {"whatever": "x"}}}, "whatever"),

@@ -138,7 +138,7 @@ def test_labels_that_are_not_those_of_the_metrics_are_refused(project, tmp_path)
 def test_the_interval_of_a_mean_of_equal_models_is_that_of_one():
     from framefold.params.ensemble import EnsembleParams
 
-    params = EnsembleParams(blend="probs", weights="simplex", bootstrap=50, seed=0)
+    params = EnsembleParams(blend="probs", weights="simplex", min_gain=0.0, bootstrap=50, seed=0)
     rng = np.random.default_rng(0)
     truth, labels = rng.integers(0, 4, 80), rng.integers(0, 4, 80)
     categories = ["0101", "0102", "0201", "0202"]

@@ -117,14 +117,6 @@ class VideoDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def at(self, positions: npt.NDArray[np.integer]) -> Self:
-        """The samples at `positions`, which may name one more than once."""
-        chosen = copy.copy(self)
-        chosen.rows = self.rows[positions]
-        chosen.labels = None if self.labels is None else self.labels[positions]
-        chosen._text_lengths_of_rows = self._text_lengths()[positions]
-        return chosen
-
     def lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
         """Tokens and frames of the samples at `positions` together, after the budgets."""
         return self._text_lengths()[positions] + self._frame_counts()[positions]

@@ -12,17 +12,20 @@ class ResampledVideos:
     """Samples of one epoch in which a class of n comes ~ n^(1 - power) times, as many in all as there are.
 
     Who comes is keyed by (seed, epoch): the same in every process, worker and resumed run. A video that comes twice in
-    an epoch shows the same frames.
+    an epoch shows the same frames. Sorting by `order_keys` puts all first sights before all second ones, and so on: in
+    order of length alone the copies of a video would stand in one batch, where they are no more than a weight.
     """
 
     def __init__(self, samples: MeasuredSamples, classes: npt.NDArray[np.integer], power: float, seed: int, epoch: int):
         self.samples, self.chosen = samples, resampled(classes, power, sample_rng(seed, epoch, CHOICE))
+        self.sights = earlier_copies(self.chosen)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def order_keys(self) -> npt.NDArray[np.integer]:
-        return self.samples.order_keys()[self.chosen]
+        keys = self.samples.order_keys().astype(np.int64)
+        return keys[self.chosen] + self.sights * (np.ptp(keys) + 1)
 
     def sizes(self) -> npt.NDArray[np.integer]:
         return self.samples.sizes()[self.chosen]
@@ -49,3 +52,8 @@ def resampled(classes: npt.NDArray[np.integer], power: float, rng: np.random.Gen
     ends = np.cumsum(shares[by_class])
     marks = (np.arange(len(classes)) + rng.random()) * ends[-1] / len(classes)
     return np.sort(by_class[np.searchsorted(ends, marks, side="right").clip(max=len(classes) - 1)])
+
+
+def earlier_copies(chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(N,) how often each of the ascending positions `chosen` (N,) stands before it."""
+    return np.arange(len(chosen)) - np.searchsorted(chosen, chosen)

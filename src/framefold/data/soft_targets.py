@@ -65,6 +65,22 @@ def used_classes(soft: ArrayFile, params: LabelParams) -> Classes:
     return classes
 
 
+def label_weights(soft: ArrayFile, rows: npt.NDArray[np.integer], params: LabelParams) -> Floats | None:
+    """(C,) what a label of each best class counts in a loss that is the mean over the used labels of `rows`; None: one.
+
+    `balance` moves weight between classes. With `min_confidence` all are scaled by the share of the labels that are
+    sure enough: what is left then weighs as much as before, as in FixMatch, which divides by all videos.
+    """
+    if not params.balance and not params.min_confidence:
+        return None
+    used = used_classes(soft, params)[rows]
+    weights = class_weights(used, soft.shape[-1], params.balance)
+    if params.min_confidence:
+        labelled = used_classes(soft, params.model_copy(update={"min_confidence": 0.0}))[rows] != NO_CLASS
+        weights *= np.float32((used != NO_CLASS).sum() / max(labelled.sum(), 1))
+    return weights
+
+
 def class_weights(classes: Classes, n_classes: int, power: float) -> Floats:
     """(C,) n_c^-power, with mean 1 over the labels `classes` (N,); 1 for absent classes."""
     sizes = np.bincount(classes[classes >= 0], minlength=n_classes).astype(np.float64)

@@ -21,20 +21,23 @@ def deal_parts(labels: np.ndarray, groups: np.ndarray, n_parts: int, seed: int) 
     return part[group]
 
 
-def cross_fitted_labels(
+def cross_fitted(
     parts: np.ndarray,
     fit: Callable[[np.ndarray], Setting],
     predict: Callable[[np.ndarray, Setting], np.ndarray],
 ) -> np.ndarray:
-    """(N,) labels of every part, predicted with the setting that was fitted on the other parts.
+    """(N, ...) what is predicted for every part with the setting that was fitted on the other parts.
 
-    fit(rows) -> setting; predict(rows, setting) -> labels of those rows. `rows` are indices.
+    fit(rows) -> setting; predict(rows, setting) -> labels or scores of those rows. `rows` are indices.
     """
-    labels = np.empty(len(parts), dtype=np.int64)
-    for part in np.unique(parts):
-        inside = np.flatnonzero(parts == part)
-        labels[inside] = predict(inside, fit(np.flatnonzero(parts != part)))
-    return labels
+    inside = [np.flatnonzero(parts == part) for part in np.unique(parts)]
+    found = [predict(rows, fit(np.setdiff1d(np.arange(len(parts)), rows))) for rows in inside]
+    return np.concatenate(found)[np.argsort(np.concatenate(inside))]
+
+
+def is_worth_it(gain: float, least: float | None) -> bool:
+    """Whether what was fitted is used, by its cross-fitted gain. least: None uses it whatever it gains."""
+    return least is None or gain > least
 
 
 def best(settings: Sequence[Setting], score: Callable[[Setting], float]) -> Setting:

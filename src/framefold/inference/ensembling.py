@@ -8,6 +8,7 @@ import numpy as np
 
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.blend_weights import Weights, greedy_weights, simplex_weights
+from framefold.inference.cross_fitting import cross_fitted, is_worth_it
 from framefold.inference.predictions import softmax
 
 Blend = Literal["probs", "logits"]
@@ -73,22 +74,18 @@ class OutOfFold:
 
     def cross_fitted(self, fit: Callable[[np.ndarray], Mixture]) -> np.ndarray:
         """(N, C) scores of every part, by what was fitted on the other parts."""
-        found = np.empty((len(self.labels), len(self.categories)))
-        for part in np.unique(self.parts):
-            inside = self.parts == part
-            found[inside] = self.scores(self.rows[inside], fit(self.rows[~inside]))
-        return found
+        return cross_fitted(self.parts, fit, self.scores)
 
     def cross_fitted_score(self, fit: Callable[[np.ndarray], Mixture]) -> float:
         predicted = self.cross_fitted(fit).argmax(axis=1)
         return official_scores(self.labels, predicted, self.categories)["score"]
 
 
-def fit_blend(out_of_fold: OutOfFold, method: Method) -> dict[str, Any]:
+def fit_blend(out_of_fold: OutOfFold, method: Method, min_gain: float | None) -> dict[str, Any]:
     """Blend weights from out-of-fold predictions, and what fitting them gains over equal weights.
 
     The gain is cross-fitted: class weights and blend weights from the other parts, judged on this one. Equal weights
-    stay when it is not positive.
+    stay when it is not above `min_gain` (None: never).
     """
     equal = out_of_fold.equal
     if method == "equal" or len(equal) == 1:
@@ -101,7 +98,10 @@ def fit_blend(out_of_fold: OutOfFold, method: Method) -> dict[str, Any]:
     rows = out_of_fold.rows
     found = fit(rows)
     gain = out_of_fold.cross_fitted_score(fit) - out_of_fold.cross_fitted_score(out_of_fold.even)
-    used, in_sample = bool(gain > 0), out_of_fold.score(rows, found) - out_of_fold.score(rows, out_of_fold.even(rows))
+    used, in_sample = (
+        is_worth_it(gain, min_gain),
+        out_of_fold.score(rows, found) - out_of_fold.score(rows, out_of_fold.even(rows)),
+    )
     weights = {"weights": list(found.weights if used else equal), "fitted": list(found.weights)}
     return weights | {"in_sample_gain": in_sample, "cross_fitted_gain": gain, "used": used}
 

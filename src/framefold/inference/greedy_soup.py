@@ -13,7 +13,7 @@ from torch import nn
 
 from framefold.data.batches import VideoDataset
 from framefold.evaluation.metrics import official_scores
-from framefold.inference.cross_fitting import cross_fitted_labels, deal_parts
+from framefold.inference.cross_fitting import cross_fitted, deal_parts
 from framefold.inference.predict import predict_logits
 
 Soup = tuple[str, ...]  # names of checkpoints, oldest first
@@ -64,7 +64,7 @@ def choose_soup(
     halves = deal_parts(fold.labels, fold.groups, 2, SEED)
     if len(np.unique(halves)) < 2:  # one group of duplicates: nothing to judge on
         return soup, {"in_sample_gain": in_sample, "cross_fitted_gain": 0.0}
-    honest = fold.score(cross_fitted_labels(halves, fit, lambda rows, chosen: predict(chosen)[rows]))
+    honest = fold.score(cross_fitted(halves, fit, lambda rows, chosen: predict(chosen)[rows]))
     return soup, {"in_sample_gain": in_sample, "cross_fitted_gain": honest - uniform}
 
 

@@ -5,8 +5,8 @@ logit_adjustment  prior_c^-tau, that is logits - tau * log prior (Menon et al. 2
 search            a weight for each class, by coordinate ascent on the score (weight_search.py)
 
 Settings are fitted on out-of-fold predictions. A method's gain is estimated on videos that its fit did not see; the
-weights stay 1 when that of the chosen method is not above `min_gain`. The other methods are measured beside it: the
-distance of their gain in sample from the cross-fitted one is how optimistic each of them is.
+weights stay 1 when that of the chosen method is not above `min_gain` (None: never). The other methods are measured
+beside it: the distance of their gain in sample from the cross-fitted one is how optimistic each of them is.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from framefold.evaluation.metrics import official_scores
-from framefold.inference.cross_fitting import best, cross_fitted_labels, deal_parts
+from framefold.inference.cross_fitting import best, cross_fitted, deal_parts, is_worth_it
 from framefold.inference.weight_search import search_weights
 from framefold.params.reweight import ReweightParams
 
@@ -70,11 +70,11 @@ def fit_reweighting(
     fits = videos.fits(class_sizes, params)
     settings = {name: fit(ALL) for name, fit in fits.items()}
     after = {name: videos.score(videos.predict(ALL, setting)) for name, setting in settings.items()}
-    honest = {name: videos.score(cross_fitted_labels(parts, fit, videos.predict)) for name, fit in fits.items()}
+    honest = {name: videos.score(cross_fitted(parts, fit, videos.predict)) for name, fit in fits.items()}
     methods = {
         name: {"in_sample_gain": after[name] - before, "cross_fitted_gain": honest[name] - before} for name in fits
     }
-    used = bool(methods[params.method]["cross_fitted_gain"] > params.min_gain)
+    used = is_worth_it(methods[params.method]["cross_fitted_gain"], params.min_gain)
     return {
         "method": params.method,
         **settings[params.method].values,

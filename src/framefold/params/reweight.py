@@ -18,5 +18,5 @@ class ReweightParams(Group):
     steps: PositiveInt  # search: values tried between 1 and the bound, on either side
     sweeps: PositiveInt  # search: times over all classes, at most
     cross_fit_folds: int = Field(ge=2)
-    min_gain: float = Field(ge=0)  # cross-fitted gain below which the weights stay 1
+    min_gain: float | None = Field(ge=0)  # cross-fitted gain up to which the weights stay 1; None: they never do
     seed: int

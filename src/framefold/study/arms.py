@@ -49,6 +49,7 @@ class Method(Change):
     """One method left out or added."""
 
     rival: str | None = None  # the arm that it is compared with; None: the recipe
+    verdicts: list[Pool] | None = None  # those of the study's parts that can judge it; None: all
 
 
 class Rung(Change):
@@ -103,10 +104,12 @@ class Arm:
     params: Params
     seeds: tuple[int, ...]
     rival: str | None  # ladder: the rung before; without, added: the recipe, unless they name another; None: nothing
+    verdicts: tuple[Pool, ...]  # parts by which the report says whether it helps
 
 
 class Extension(Group):
-    """What a study says of one that it extends; all else that it states stands in place of the other's."""
+    """What a study says of one that it extends. Arms that it lists itself come after the other's of the same list; all
+    else that it states stands in place of the other's."""
 
     extends: str = Field(pattern=NAME)
     changes: dict[str, dict[str, Any]] = Field(
@@ -122,7 +125,9 @@ def read_study(name: str, root: Path) -> Study:
     if isinstance(content, dict) and "extends" in content:
         own = {key: content.pop(key) for key in Extension.model_fields if key in content}
         extension = validate(Extension, own, name, path)
-        content = extended(extension, path) | content
+        base = extended(extension, path)
+        longer = {kind: base[kind] + content[kind] for kind in LISTS if isinstance(content.get(kind), list)}
+        content = base | content | longer
     return validate(Study, content, name, path)
 
 
@@ -171,9 +176,9 @@ def expand(study: Study, overrides: Sequence[str], root: Path) -> list[Arm]:
     recipe = absolute(changed(recipe, given, "command line"), root)
     arms = [
         *_ladder(study, recipe),
-        Arm(DEFAULT, "default", "the recipe", recipe, _all_seeds(study), None),
-        *_single(study.without, "without", tuple(study.seeds.without), recipe),
-        *_single(study.added, "added", tuple(study.seeds.added), recipe),
+        Arm(DEFAULT, "default", "the recipe", recipe, _all_seeds(study), None, tuple(study.verdicts)),
+        *_single(study, "without", recipe),
+        *_single(study, "added", recipe),
     ]
     for arm in arms:
         validate_all(arm.params, f"study {study.dataset}, arm {arm.name}")
@@ -186,19 +191,22 @@ def _ladder(study: Study, recipe: Params) -> list[Arm]:
     for rung in study.ladder:
         params = restored(changed(params, rung.overrides, f"arm {rung.name}"), rung.restore, recipe)
         rival = arms[-1].name if arms else None
-        arms.append(Arm(rung.name, "ladder", rung.what, params, tuple(study.seeds.ladder), rival))
+        seeds, verdicts = tuple(study.seeds.ladder), tuple(study.verdicts)
+        arms.append(Arm(rung.name, "ladder", rung.what, params, seeds, rival, verdicts))
     return arms
 
 
-def _single(methods: Sequence[Method], kind: Kind, seeds: tuple[int, ...], recipe: Params) -> list[Arm]:
+def _single(study: Study, kind: Literal["without", "added"], recipe: Params) -> list[Arm]:
+    methods, seeds = (study.without, study.seeds.without) if kind == "without" else (study.added, study.seeds.added)
     return [
         Arm(
             name=each.name,
             kind=kind,
             what=each.what,
             params=changed(recipe, each.overrides, f"arm {each.name}"),
-            seeds=seeds,
+            seeds=tuple(seeds),
             rival=each.rival or DEFAULT,
+            verdicts=tuple(pool for pool in study.verdicts if each.verdicts is None or pool in each.verdicts),
         )
         for each in methods
     ]

@@ -26,8 +26,9 @@ TITLES = {
 METHOD = """Scores are means over seeds ± their standard deviation. What a method is worth: the score with it minus the
 score without it, mean over the seeds that both arms have; in brackets the 95 % interval of a paired bootstrap over
 videos and seeds ({resamples} resamples; of one seed, over videos alone), then ± the standard deviation over seeds. A
-method helps or hurts where the interval excludes zero; of {arms} arms some will by luck. Test is only reported: nothing
-was chosen by it. An arm of one fold has an out-of-fold score on that fold's videos."""
+method helps or hurts where the interval excludes zero; of {arms} arms some will by luck. No verdict stands where a part
+cannot judge an arm: it was chosen by these labels, or learned more of them than its rival. Test is only reported:
+nothing was chosen by it. An arm of one fold has an out-of-fold score on that fold's videos."""
 NONE = "–"
 DRAWN: tuple[Pool, ...] = ("labeled", "test")
 PLACES: dict[Pool, str] = {"labeled": "out of fold + holdout", "holdout": "holdout", "test": "test"}
@@ -73,8 +74,8 @@ def introduction(study: Study, arms: Sequence[Arm], results: Results, stale: int
     mixed = f" **{stale} of them were made with other params or code than the present ones.**" if stale else ""
     return (
         f"`framefold ablate {study.dataset}` made these {runs} runs in {hours:.1f} hours "
-        f"(commits {', '.join(sorted(commits))}), `framefold ablate {study.dataset} --report` these tables; what either "
-        f"needs besides stands in studies/{study.dataset}.yaml.{mixed}\n"
+        f"(commits {', '.join(sorted(commits))}), `framefold ablate {study.dataset} --report` these tables; what these "
+        f"need besides stands in studies/{study.dataset}.yaml.{mixed}\n"
         f"{METHOD.format(resamples=study.bootstrap.resamples, arms=len(arms))}"
     )
 
@@ -93,12 +94,16 @@ def table(arms: Sequence[Arm], results: Results, study: Study, ladder: bool) -> 
         pair = sides(arm)
         worths = {pool: results.worth(*pair, pool, bootstrap) if pair else None for pool in PLACES}
         cells += [worth_cell(worth) for worth in worths.values()]
-        cells += [worth.verdict if worth else NONE for worth in (worths[pool] for pool in study.verdicts)]
+        cells += [verdict(worths[pool], pool in arm.verdicts) for pool in study.verdicts]
         if ladder:
             so_far = results.worth(arm.name, first, "test", bootstrap) if arm.name != first else None
             cells.append(worth_cell(so_far))
         rows.append(cells)
     return markdown([*columns, *(["since the first, test"] if ladder else [])], rows)
+
+
+def verdict(worth: Worth | None, may_judge: bool) -> str:
+    return worth.verdict if worth and may_judge else NONE
 
 
 def models_table(rows: Sequence[Row]) -> str:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from framefold.data.array_files import ArrayFile
-from framefold.data.batches import EpochBatches, VideoDataset, sample_rng
+from framefold.data.batches import EpochBatches, VideoDataset
 from framefold.data.pseudo_labels import open_pseudo_labels
-from framefold.data.sampling import resampled
-from framefold.data.soft_targets import NO_CLASS, SoftTargets, class_weights, used_classes
+from framefold.data.sampling import ResampledVideos
+from framefold.data.soft_targets import NO_CLASS, SoftTargets, label_weights, used_classes
 from framefold.data.tokens import SpecialTokens, check_aligned
 from framefold.data.videos import Videos, open_videos
 from framefold.errors import UserError
@@ -25,7 +25,6 @@ from framefold.training.pretraining import PretrainingModel
 from framefold.training.views import Masking
 
 MAX_HELD_OUT = 0.2  # share of a small pool
-RESAMPLING = 1  # the key of who comes in an epoch, in the place of a video's
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,11 @@ class LabelledPool:
     classes: npt.NDArray[np.int32]  # (N,) best class of each
     params: LabelParams
 
-    def epoch(self, seed: int, epoch: int) -> VideoDataset:
+    def epoch(self, seed: int, epoch: int) -> VideoDataset | ResampledVideos:
         """N videos: everyone once, or with `balance` classes nearer to equally often."""
         if self.params.balance == 0:
             return self.videos
-        rng = sample_rng(seed, epoch, RESAMPLING)
-        return self.videos.at(resampled(self.classes, self.params.balance, rng))
+        return ResampledVideos(self.videos, self.classes, self.params.balance, seed, epoch)
 
 
 def open_pool(
@@ -71,10 +69,8 @@ def open_pool(
     aside = min(held_out, max(1, int(len(rows) * MAX_HELD_OUT)))
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[np.random.default_rng(seed).permutation(len(rows))[:aside]] = True
-    weights = None
-    if labels.balance:
-        weights = class_weights(used_classes(soft, labels)[rows[~chosen]], soft.shape[-1], labels.balance)
-    training = videos.dataset(rows[~chosen], student.inputs, soft=SoftTargets(soft, labels, weights))
+    targets = SoftTargets(soft, labels, label_weights(soft, rows[~chosen], labels))
+    training = videos.dataset(rows[~chosen], student.inputs, soft=targets)
     kept = videos.dataset(rows[chosen], student.inputs, soft=soft)
     return Pool(training, kept, videos.special, videos.features.dim, soft.shape[-1])
 
