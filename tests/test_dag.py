@@ -138,7 +138,7 @@ UNUSED = {
     "earlier_pseudo_label": {*TEACHER_SIZES, "pseudo_label.teachers"},
     "average_weights": {"student.text"},
     "earlier_average_weights": {"student.text", "full_data"},  # there is no refit in earlier rounds
-    "reference": {*NOT_ROOT, "ensemble.blend", "ensemble.weights"},
+    "reference": {*NOT_ROOT, "ensemble.blend", "ensemble.weights", "ensemble.min_gain"},
     "ensemble": {
         *NOT_ROOT,
         *("student.text", "average_weights.method", "average_weights.last", "ingest.max_rejected", "ingest.duplicates"),
