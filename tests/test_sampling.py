@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from framefold.data.batches import ALL, Batch, EpochBatches
-from framefold.data.sampling import ResampledVideos, resampled
+from framefold.data.sampling import ResampledVideos, dealt_rounds, resampled
 
 CLASSES = np.repeat([0, 1, 2], [900, 90, 10])
 
@@ -104,22 +104,59 @@ def test_names_lengths_and_batches_are_of_the_same_samples():
     assert np.array_equal(videos.batch(positions, part=slice(1, None, 2))["index"], index[1::2])
 
 
-def test_the_copies_of_a_sample_stand_in_batches_of_their_own():
-    """An epoch is but one run of like lengths here, in which equal ones are neighbours."""
-    batches = epoch_of(0, power=0.5)
-    twice = [np.bincount(batches[index]["index"]).max() for index in range(len(batches))]
-    assert np.bincount(shown(batches)).max() >= 4
-    assert np.mean(np.array(twice) > 1) < 0.1
+def batches_of(epoch: EpochBatches) -> list[np.ndarray]:
+    return [epoch[index]["index"].numpy() for index in range(len(epoch))]
+
+
+def by_length_alone(epoch: EpochBatches) -> list[np.ndarray]:
+    """The same samples in batches of the same number, sorted by nothing but length."""
+    samples = np.random.default_rng(0).permutation(shown(epoch))
+    return np.array_split(samples[np.argsort(samples % 17, kind="stable")], len(epoch))
+
+
+def share_of_repetitions(batches: list[np.ndarray]) -> float:
+    """Of the samples that are not the first of their kind in the epoch: how many meet another copy in their batch."""
+    copies = sum(map(len, batches)) - len(np.unique(np.concatenate(batches)))
+    return sum(len(one) - len(np.unique(one)) for one in batches) / copies
+
+
+@pytest.mark.parametrize("power", [0.3, 0.5])
+def test_copies_of_a_sample_seldom_meet_in_a_batch(power):
+    epoch = epoch_of(0, power=power)
+    assert share_of_repetitions(batches_of(epoch)) < share_of_repetitions(by_length_alone(epoch)) / 4
+
+
+@pytest.mark.parametrize("power", [0.3, 0.5, 1.0])
+def test_classes_are_mixed_in_batches_as_by_chance(power):
+    """Rounds that held second copies only would be rounds of rare classes."""
+    batches = batches_of(epoch_of(0, power=power))
+    common = CLASSES[np.concatenate(batches)] == 0
+    spread = np.std([(CLASSES[one] == 0).mean() for one in batches])
+    assert spread < 1.3 * np.sqrt(common.mean() * (1 - common.mean()) / 32)
 
 
 def test_copies_cost_little_padding():
-    """First sights are sorted by length among themselves, and so are the others."""
+    """Every round is sorted by length."""
 
     def padding(batches: list[np.ndarray]) -> float:
         lengths = [5 + one % 17 for one in batches]
         return float(sum(len(one) * one.max() - one.sum() for one in lengths) / sum(one.sum() for one in lengths))
 
     epoch = epoch_of(0, power=0.5)
-    own = [epoch[index]["index"].numpy() for index in range(len(epoch))]
-    shuffled = np.random.default_rng(0).permutation(np.concatenate(own))
-    assert padding(own) < padding(np.array_split(shuffled, len(own))) / 5
+    shuffled = np.random.default_rng(0).permutation(shown(epoch))
+    assert padding(batches_of(epoch)) < padding(np.array_split(shuffled, len(epoch))) / 3
+
+
+def test_without_repetitions_there_is_one_round():
+    assert not dealt_rounds(np.arange(50), np.random.default_rng(0)).any()
+    assert len(dealt_rounds(np.arange(0), np.random.default_rng(0))) == 0
+
+
+def test_copies_are_dealt_evenly_over_the_rounds():
+    chosen = np.repeat(np.arange(3), [1, 4, 13])
+    for seed in range(20):
+        rounds = dealt_rounds(chosen, np.random.default_rng(seed))
+        assert rounds.min() >= 0
+        assert rounds.max() < 6
+        assert len(set(rounds[chosen == 1].tolist())) == 4
+        assert np.ptp(np.bincount(rounds[chosen == 2], minlength=6)) <= 1

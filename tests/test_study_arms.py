@@ -15,6 +15,7 @@ from framefold.study.digests import OUTCOME, code_digest, meaning, params_digest
 from framefold.study.worth import sides
 
 STUDIES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
+ARCHS = ("single_stream", "dual_stream")
 RECIPE = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
@@ -125,6 +126,22 @@ def test_a_wrong_study_is_refused_in_one_line(study, changes, told):
     with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
         arms_of(study)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_out_of_fold_judges_no_arm_whose_students_learned_more_of_its_labels_than_the_rival_s(name):
+    """By the teachers' labels of a pretraining that is not `per_fold`, or by a choice of checkpoints."""
+
+    def learned(arm: Arm) -> tuple[bool, bool]:
+        pretrain, finetune = arm.params["pretrain"], arm.params["finetune"]
+        distilled = any(pretrain["weights"][arch]["distillation"] and pretrain["epochs"][arch] for arch in ARCHS)
+        chosen = finetune["checkpoints"]["select"] == "top" or arm.params["average_weights"]["method"] == "greedy"
+        return distilled and not pretrain["per_fold"], chosen
+
+    arms = {arm.name: arm for arm in expand(read_study(name, ROOT), [], ROOT)}
+    for arm in arms.values():
+        if arm.rival and any(a and not b for a, b in zip(learned(arm), learned(arms[arm.rival]), strict=True)):
+            assert "labeled" not in arm.verdicts, arm.name
 
 
 EXTENSION = {"extends": "tiny", "dataset": "wide", "leave_out": ["no_smoothing"]}

@@ -6,26 +6,28 @@ import numpy.typing as npt
 from framefold.data.batches import ALL, Batch, MeasuredSamples, sample_rng
 
 CHOICE = 1  # the key of an epoch's choice of samples, in the place of a video's; that of their order is 0
+ROUNDS = 6  # of an epoch with repetitions: more separate copies better and sort fewer samples by length at a time
 
 
 class ResampledVideos:
     """Samples of one epoch in which a class of n comes ~ n^(1 - power) times, as many in all as there are.
 
     Who comes is keyed by (seed, epoch): the same in every process, worker and resumed run. A video that comes twice in
-    an epoch shows the same frames. Sorting by `order_keys` puts all first sights before all second ones, and so on: in
-    order of length alone the copies of a video would stand in one batch, where they are no more than a weight.
+    an epoch shows the same frames. `order_keys` sort by rounds first, then by the samples' own keys: by length alone
+    the copies of a video would be neighbours, that is a weight in one batch rather than several sights.
     """
 
     def __init__(self, samples: MeasuredSamples, classes: npt.NDArray[np.integer], power: float, seed: int, epoch: int):
-        self.samples, self.chosen = samples, resampled(classes, power, sample_rng(seed, epoch, CHOICE))
-        self.sights = earlier_copies(self.chosen)
+        rng = sample_rng(seed, epoch, CHOICE)
+        self.samples, self.chosen = samples, resampled(classes, power, rng)
+        self.rounds = dealt_rounds(self.chosen, rng)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def order_keys(self) -> npt.NDArray[np.integer]:
-        keys = self.samples.order_keys().astype(np.int64)
-        return keys[self.chosen] + self.sights * (np.ptp(keys) + 1)
+        keys = self.samples.order_keys()[self.chosen].astype(np.int64)
+        return keys + self.rounds * (int(keys.max(initial=0)) + 1)
 
     def sizes(self) -> npt.NDArray[np.integer]:
         return self.samples.sizes()[self.chosen]
@@ -54,6 +56,14 @@ def resampled(classes: npt.NDArray[np.integer], power: float, rng: np.random.Gen
     return np.sort(by_class[np.searchsorted(ends, marks, side="right").clip(max=len(classes) - 1)])
 
 
-def earlier_copies(chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(N,) how often each of the ascending positions `chosen` (N,) stands before it."""
-    return np.arange(len(chosen)) - np.searchsorted(chosen, chosen)
+def dealt_rounds(chosen: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """(N,) the round of an epoch in which each of the ascending positions `chosen` (N,) comes, 0 where none repeats.
+
+    There are as many rounds as the commonest position has copies, but at most ROUNDS. A position's copies are spread
+    evenly over them from a random start, so all rounds show the classes in like shares.
+    """
+    if len(chosen) == 0:
+        return chosen
+    times, earlier = np.bincount(chosen), np.arange(len(chosen)) - np.searchsorted(chosen, chosen)
+    start = rng.random(len(times))
+    return ((earlier + start[chosen]) / times[chosen] * min(int(times.max()), ROUNDS)).astype(np.int64)

@@ -98,10 +98,8 @@ def fit_blend(out_of_fold: OutOfFold, method: Method, min_gain: float | None) ->
     rows = out_of_fold.rows
     found = fit(rows)
     gain = out_of_fold.cross_fitted_score(fit) - out_of_fold.cross_fitted_score(out_of_fold.even)
-    used, in_sample = (
-        is_worth_it(gain, min_gain),
-        out_of_fold.score(rows, found) - out_of_fold.score(rows, out_of_fold.even(rows)),
-    )
+    used = is_worth_it(gain, min_gain)
+    in_sample = out_of_fold.score(rows, found) - out_of_fold.score(rows, out_of_fold.even(rows))
     weights = {"weights": list(found.weights if used else equal), "fitted": list(found.weights)}
     return weights | {"in_sample_gain": in_sample, "cross_fitted_gain": gain, "used": used}
 

@@ -3,7 +3,7 @@
 Three questions, three lists. `ladder`: from the bare model to the full recipe, each arm the one before with some
 settings set (`overrides`) or taken back to the recipe's own (`restore`). `without`: the recipe without one method.
 `added`: the recipe with one method more. The recipe itself, params.yaml as the study's profile leaves it, is the arm
-`default`. A study that extends another has its arms, but those that it leaves out.
+`default`. A study that extends another has its arms, but those that it leaves out, and those that it lists itself.
 """
 
 import copy
