@@ -24,6 +24,7 @@ from framefold.scratch import Scratch
 from framefold.storage import read_json
 from framefold.training import pseudo_phase
 from framefold.training.classifiers import FoldData, open_fold
+from framefold.training.loop import TrainResult
 from framefold.training.pool import LabelledPool, open_labelled_pool, open_pool
 from framefold.training.pseudo_phase import PHASE, learn_pseudo_labels
 
@@ -138,6 +139,19 @@ def test_the_phase_teaches_the_soft_labels_once(project, monkeypatch):
     learn(again)
     states = model.state_dict(), again.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_student_goes_on_from_the_average_of_the_phase(project, monkeypatch):
+    """And so does one that starts later, from what is kept."""
+    raw, average = fresh_student(), fresh_student()
+    with torch.no_grad():
+        average.head.out.weight.add_(1.0)
+    monkeypatch.setattr(pseudo_phase, "train", lambda *_, **__: TrainResult(raw, average, [], []))
+    for _ in range(2):
+        model = fresh_student()
+        learn(model)
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in average.state_dict().items())
+        monkeypatch.setattr(pseudo_phase, "train", None)
 
 
 def test_both_label_blocks_are_stated_and_off(project):
