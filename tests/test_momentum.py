@@ -1,6 +1,7 @@
 """Contrast with a momentum encoder, a queue and soft targets, against plain loops: pytest tests/test_momentum.py"""
 
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -193,12 +194,30 @@ def test_every_batch_joins_the_queue_once_in_order(project: Path) -> None:
     assert int(queue.position) == len(keys) % size
     filled = queue.text.norm(dim=1)
     assert filled.tolist() == pytest.approx([1.0] * size, abs=1e-5)
-    assert not result.ema.training  # the momentum encoder has no dropout
 
 
 def batches(real: Real, epoch: int) -> list[dict[str, torch.Tensor]]:
     made = real.epochs(epoch)
     return [made[i] for i in range(len(made))]
+
+
+def test_the_momentum_encoder_is_the_average_without_dropout(project: Path) -> None:
+    """Candidates and soft targets are what the EMA makes of the batch in eval mode, though the loop's is in training
+    mode. The model is in eval mode here, so that its own vectors are known, too."""
+    task, batch = (real := real_task(DUAL, dropout=0.3)).task, real.epochs(0)[0]
+    model = task.model.eval()
+    model.itc_head.log_scale.data.fill_(math.log(SCALE))
+    average = copy.deepcopy(model).train()
+    torch.manual_seed(1)
+    for parameter in average.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    expected, own = copy.deepcopy(average).eval().contrast_vectors(batch), model.contrast_vectors(batch)
+    task.average = average
+    _, parts = task.loss(batch, Share(7, 7, done=1.0))
+    valid = (batch["frame_mask"].any(1) & (batch["text_mask"].sum(1) > 2)).tolist()
+    by_loop = looped(own, expected, [], batch["key"].tolist(), valid, OPTIONS["contrast"]["soft_targets"])
+    assert float(parts["loss_itc"]) == pytest.approx(by_loop, rel=1e-5)
+    assert not task.average.training
 
 
 def test_evaluation_leaves_the_queue_alone(project: Path) -> None:
