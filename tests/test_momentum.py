@@ -44,9 +44,18 @@ def softmax(values: list[float]) -> np.ndarray:
 
 
 def looped(
-    own: Vectors, momentum: Vectors, old: list[tuple], keys: list[int], valid: list[bool], alpha: float
+    own: Vectors,
+    momentum: Vectors,
+    old: list[tuple],
+    keys: list[int],
+    valid: list[bool],
+    alpha: float,
+    scale: float = SCALE,
 ) -> float:
-    """The loss of ALBEF (Li et al. 2021, equations 1 to 6), one video, one direction and one candidate at a time."""
+    """The loss of ALBEF (Li et al. 2021, equations 1 to 6), one video, one direction and one candidate at a time.
+
+    scale: of the logits; that of the targets stays, as they are constants.
+    """
     losses = []
     for side in (0, 1):
         for row in range(len(keys)):
@@ -57,7 +66,7 @@ def looped(
             candidates = [(vector, key, number == place) for number, (vector, key) in enumerate(new)]
             candidates += [(pair[1 - side], key, False) for pair, key in old]
             candidates = [(vector, right) for vector, key, right in candidates if right or key != keys[row]]
-            similar = softmax([SCALE * float(own[side][row].numpy() @ vector) for vector, _ in candidates])
+            similar = softmax([scale * float(own[side][row].numpy() @ vector) for vector, _ in candidates])
             soft = softmax([SCALE * float(momentum[side][row].numpy() @ vector) for vector, _ in candidates])
             target = alpha * soft + (1 - alpha) * np.array([right for _, right in candidates])
             losses.append(-(target * np.log(similar)).sum())
@@ -77,6 +86,29 @@ def test_loss_is_that_of_a_plain_loop(alpha: float) -> None:
         assert float(loss) == pytest.approx(looped(own, momentum, old, keys, valid, alpha), rel=1e-5)
         pairs = zip(momentum.text.numpy(), momentum.frames.numpy(), strict=True)
         old += [(pair, key) for pair, key, counts in zip(pairs, keys, valid, strict=True) if counts]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_the_temperature_learns_as_the_loss_changes_with_it(alpha: float) -> None:
+    """Its gradient is the plain loop's slope, a central difference in float64."""
+    own, momentum = (Vectors(units(6, seed), units(6, seed + 1)) for seed in (0, 2))
+    log_scale = torch.tensor(math.log(SCALE), dtype=torch.float64, requires_grad=True)
+    keys, valid, step = [7, 8, 9, 10, 7, 11], [True] * 5 + [False], 1e-5
+    inputs = log_scale.exp(), momentum, torch.tensor(keys), torch.tensor(valid), Share(6, 6)
+    MomentumContrast(contrast(soft_targets=alpha))(own, *inputs)[0].backward()
+    above, below = (looped(own, momentum, [], keys, valid, alpha, SCALE * math.exp(h)) for h in (step, -step))
+    assert float(log_scale.grad) == pytest.approx((above - below) / (2 * step), rel=1e-4)
+
+
+def test_a_temperature_beyond_the_bound_counts_as_the_bound_and_learns_no_more() -> None:
+    own, momentum, losses = vectors(6, 0), vectors(6, 1), []
+    scales = [torch.tensor(value, requires_grad=True) for value in (100.0, 250.0)]
+    for scale in scales:
+        inputs = scale, momentum, torch.arange(6), torch.ones(6, dtype=torch.bool), Share(6, 6)
+        losses.append(MomentumContrast(contrast(soft_targets=0.4))(own, *inputs)[0])
+    assert losses[0] == losses[1]
+    losses[1].backward()
+    assert scales[1].grad == 0
 
 
 def test_without_queue_and_with_itself_as_momentum_encoder_it_is_the_plain_contrast() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from framefold.models.heads import ContrastHead
 from framefold.objectives.classification import accuracy, cross_entropy
 from framefold.objectives.distillation import agreement, soft_cross_entropy
 from framefold.objectives.itc import info_nce, retrieval_accuracy
@@ -71,18 +72,39 @@ def test_distillation_ignores_rows_without_a_soft_label():
     assert float(soft_cross_entropy(torch.tensor(logits), torch.zeros(6, 5), torch.tensor(1))) == 0
 
 
+def both_directions(similarity: np.ndarray) -> float:
+    return -(np.diag(log_softmax(similarity)).mean() + np.diag(log_softmax(similarity.T)).mean()) / 2
+
+
 def test_contrast_is_the_mean_of_both_directions():
     rng = np.random.default_rng(2)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 7, 4)))
     similarity = a @ b.T * 14.0
-    diagonal = np.arange(7)
-    expected = (
-        -(log_softmax(similarity)[diagonal, diagonal].mean() + log_softmax(similarity.T)[diagonal, diagonal].mean()) / 2
-    )
+    expected = both_directions(similarity)
     everything = torch.ones(7, dtype=torch.bool)
     found = info_nce(torch.tensor(a), torch.tensor(b), everything, torch.tensor(14.0))
     assert float(found) == pytest.approx(expected, rel=1e-5)
     assert float(retrieval_accuracy(torch.tensor(a), torch.tensor(a), everything)) == 1
+
+
+def test_the_temperature_of_the_contrast_learns_as_the_loss_changes_with_it():
+    """Through head and loss its gradient is the slope of the loss, a central difference in float64."""
+    torch.manual_seed(0)
+    head = ContrastHead(5, 3, 4, temperature=0.07).double()
+    text, frames, scale = head(torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64))
+    info_nce(text, frames, torch.ones(7, dtype=torch.bool), scale).backward()
+    cosines, step = (text @ frames.T).detach().numpy(), 1e-5
+    above, below = (both_directions(cosines * np.exp(h) / 0.07) for h in (step, -step))
+    assert float(head.log_scale.grad) == pytest.approx((above - below) / (2 * step), rel=1e-4)
+
+
+def test_a_temperature_beyond_the_bound_counts_as_the_bound_and_learns_no_more():
+    a, b = torch.nn.functional.normalize(torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    scale = torch.tensor(250.0, requires_grad=True)
+    loss = info_nce(a, b, torch.ones(7, dtype=torch.bool), scale)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(both_directions(100 * (a @ b.T).double().numpy()), rel=1e-5)
+    assert scale.grad == 0
 
 
 def test_rows_left_out_of_the_contrast_neither_count_nor_are_negatives():
