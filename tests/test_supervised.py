@@ -192,6 +192,32 @@ def test_two_dropouts_disagree_and_no_dropout_does_not() -> None:
         assert (float(term) == 0) == (dropout == 0)
 
 
+def r_drop_by_hand(views: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Total, label loss and R-Drop of weight 0.7 for logits (2, B, C), by their definitions with tau = 1."""
+    shifted = views + np.log(np.maximum(np.bincount(LABELS, minlength=6), 1) / len(LABELS))
+    (p, q), target = (softmax(view) for view in shifted), 0.9 * np.eye(6)[labels] + 0.1 / 6
+    label = np.mean([-(target * np.log(one)).sum(1).mean() for one in (p, q)])
+    r_drop = ((p * np.log(p / q)).sum(1) + (q * np.log(q / p)).sum(1)).mean() / 2
+    return [label + 0.7 * r_drop, label, r_drop]
+
+
+def test_both_views_learn_from_the_label_and_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients for two views that disagree, given to the model, against a finite difference."""
+    model, batch = supervised(**ON["logit adjustment"], r_drop=0.7), batch_of()
+    labels, views = batch["label"].numpy(), np.random.default_rng(0).normal(size=(2, 12, 6)) * 2
+    leaves = [torch.tensor(view, dtype=torch.float32, requires_grad=True) for view in views]
+    given = iter(leaves)
+    monkeypatch.setattr(model.backbone.head, "forward", lambda pooled: next(given))
+    total, parts = loss_of(model, batch)
+    total.backward()
+    found = [total.item(), parts["loss_label"].item(), parts["loss_r_drop"].item()]
+    assert found == pytest.approx(r_drop_by_hand(views, labels), rel=1e-5)
+    steps = 1e-5 * np.eye(views.size).reshape(-1, *views.shape)
+    slopes = [r_drop_by_hand(views + step, labels)[0] - r_drop_by_hand(views - step, labels)[0] for step in steps]
+    gradients = torch.stack([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]).numpy()
+    assert gradients == pytest.approx(np.reshape(slopes, views.shape) / 2e-5, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["focal", "level1", "logit adjustment"])
 def test_certain_soft_labels_are_labels(name: str) -> None:
     """One-hot rows in "soft" give the loss of the labels; the labels themselves then say nothing to these terms."""
