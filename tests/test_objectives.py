@@ -11,6 +11,7 @@ from framefold.objectives.classification import accuracy, cross_entropy
 from framefold.objectives.distillation import agreement, soft_cross_entropy
 from framefold.objectives.itc import info_nce, retrieval_accuracy
 from framefold.objectives.itm import Pairs, matching_accuracy, matching_loss, mismatched_pairs
+from framefold.objectives.keyed import Stream, uniforms
 from framefold.objectives.mfm import frame_nce, mask_frames
 from framefold.objectives.mlm import mask_tokens, masked_token_loss
 
@@ -38,9 +39,9 @@ def texts(n: int, lengths: list[int], width: int, seed: int = 0) -> tuple[np.nda
 def masked(
     ids: np.ndarray, mask: np.ndarray, keys: np.ndarray | None = None, **changed
 ) -> tuple[np.ndarray, np.ndarray]:
-    settings = {"rate": 0.2, "max_ngram": 3, "seed": 0, "epoch": 0} | changed
+    settings = {"rate": 0.2, "max_ngram": 3, "vocab_size": VOCAB, "seed": 0, "epoch": 0} | changed
     keys = np.arange(len(ids)) if keys is None else keys
-    return mask_tokens(ids, mask, special=SPECIAL, mask_id=MASK, vocab_size=VOCAB, keys=keys, **settings)
+    return mask_tokens(ids, mask, special=SPECIAL, mask_id=MASK, keys=keys, **settings)
 
 
 def test_classification_is_cross_entropy_with_smoothed_targets():
@@ -203,6 +204,16 @@ def test_hidden_tokens_become_mask_random_or_stay_80_10_10():
     assert np.array_equal(hidden[~chosen], ids[~chosen])
 
 
+def test_a_random_token_is_any_ordinary_one():
+    """Of 20 ordinary ids each comes as often as the others, by chi-squared; the text itself has none of them."""
+    ids, mask = texts(4000, [40], 48)
+    hidden, chosen = masked(np.where(ids > MASK, ids + VOCAB, ids), mask, vocab_size=25)
+    drawn = np.bincount(hidden[chosen & (hidden < VOCAB) & (hidden != MASK)], minlength=25)[5:]
+    expected = drawn.sum() / 20
+    assert expected > 100
+    assert ((drawn - expected) ** 2 / expected).sum() < 19 + 4 * np.sqrt(2 * 19)
+
+
 def test_special_tokens_and_padding_are_never_hidden_and_every_text_loses_a_token():
     ids, mask = texts(3000, [0, 1, 2, 3, 30], 40)
     hidden, chosen = masked(ids, mask, rate=0.01)
@@ -218,6 +229,54 @@ def test_masks_come_in_spans_up_to_max_ngram():
     neighbours = [float((c[:, 1:] & c[:, :-1]).sum() / c.sum()) for c in (single, spans)]
     assert neighbours[0] < 0.12  # chance
     assert neighbours[1] > 0.35
+
+
+@pytest.mark.parametrize("longest", [1, 3, 4])
+def test_a_span_of_n_tokens_is_as_likely_as_one_over_n(longest, monkeypatch):
+    """The first span is put at the start of the text and all others at its end: what is hidden at the start is it."""
+    (ids, mask), places = texts(20_000, [40], 48), np.linspace(1, 0.1, 48)
+    places[1] = 0
+    monkeypatch.setattr(
+        "framefold.objectives.mlm.uniforms",
+        lambda stream, *key: np.tile(places, (20_000, 1)) if stream == Stream.PLACES else uniforms(stream, *key),
+    )
+    _, chosen = masked(ids, mask, rate=6 / 40, max_ngram=longest)
+    lengths = chosen[:, 1:7].cumprod(axis=1).sum(axis=1)
+    odds = np.array([1 / n if n <= longest else 0 for n in range(1, 7)])
+    odds /= odds.sum()
+    shares = np.bincount(lengths, minlength=7)[1:] / 20_000
+    assert np.all(np.abs(shares - odds) <= 4 * np.sqrt(odds * (1 - odds) / 20_000))
+
+
+def hidden_by_hand(maskable: np.ndarray, turns: np.ndarray, chances: np.ndarray, longest: int, count: int) -> list[int]:
+    """Places of `count` tokens of one text, span by span by turn, each to its length or to the end of its segment."""
+    hidden: list[int] = []
+    for start in sorted(np.flatnonzero(maskable), key=lambda place: turns[place]):
+        length, left = 1, chances[start] * sum(1 / n for n in range(1, longest + 1))
+        while left >= 1 / length:
+            left -= 1 / length
+            length += 1
+        for place in range(start, min(start + length, len(maskable))):
+            if not maskable[place]:
+                break
+            if place not in hidden:
+                hidden.append(place)
+    return sorted(hidden[:count])
+
+
+@pytest.mark.parametrize("longest", [1, 3, 5])
+def test_spans_are_laid_down_one_by_one_within_a_segment(longest):
+    """The same random numbers by a plain loop: at any rate the same tokens, and no span goes on beyond a [SEP]."""
+    (ids, mask), keys = texts(200, [5, 20, 12, 31], 36), np.arange(200)
+    maskable = mask & ~np.isin(ids, SPECIAL)
+    turns, chances = (uniforms(stream, 0, 0, keys, 36) for stream in (Stream.PLACES, Stream.LENGTHS))
+    rounding = uniforms(Stream.COUNT, 0, 0, keys, 1)[:, 0]
+    for rate in (0.1, 0.3, 0.6):
+        _, chosen = masked(ids, mask, rate=rate, max_ngram=longest)
+        for row in range(200):
+            count = max(int(rate * maskable[row].sum() + rounding[row]), 1)
+            expected = hidden_by_hand(maskable[row], turns[row], chances[row], longest, count)
+            assert np.flatnonzero(chosen[row]).tolist() == expected
 
 
 def test_masks_of_a_video_do_not_depend_on_its_neighbours_or_padding():
