@@ -116,6 +116,16 @@ def test_evaluation_takes_uniform_frames_and_training_a_keyed_subset(stores: tup
     assert tuple(in_company.tolist()) == draws[7]
 
 
+def test_every_frame_and_every_pair_of_frames_is_shown_equally_often(stores: tuple[TokenStore, FeatureStore]) -> None:
+    """2 frames of 5 in each of 2,000 epochs: shares of 2/5 and 1/10, within 4 standard errors."""
+    videos = dataset(stores, max_frames=2)
+    drawn = np.stack([videos.frames(np.array([2]), (0, epoch))[0][0, :, 0] for epoch in range(2000)]).astype(int) - 20
+    pairs = np.zeros((5, 5))
+    np.add.at(pairs, tuple(drawn.T), 1 / 2000)
+    for shares, expected in ((pairs.sum(0) + pairs.sum(1), 2 / 5), (pairs[np.triu_indices(5, 1)], 1 / 10)):
+        assert np.abs(shares - expected).max() < 4 * np.sqrt(expected * (1 - expected) / 2000)
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_video_comes_once_in_batches_of_like_size(stores: tuple[TokenStore, FeatureStore], shuffle: bool) -> None:
     batches = EpochBatches(dataset(stores), 8, seed=0, epoch=0, shuffle=shuffle)
