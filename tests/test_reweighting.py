@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from framefold.data.folds import HOLDOUT
 from framefold.evaluation.metrics import official_scores
+from framefold.evaluation.splits import LabeledVideos
 from framefold.inference.cross_fitting import cross_fitted, deal_parts
 from framefold.inference.ensembling import reweighted_probs
 from framefold.inference.predictions import softmax
@@ -159,6 +161,18 @@ def test_parts_hold_every_class_in_equal_share():
     labels = np.repeat(np.arange(4), 25)
     parts = deal_parts(labels, np.arange(100), 5, seed=1)
     assert [[(parts[labels == c] == p).sum() for p in range(5)] for c in range(4)] == [[5] * 5] * 4
+
+
+@pytest.mark.parametrize(("b", "expected"), [(0.5, [3, 2, 1.4, 1.2]), (1.0, [3, 1.5, 1.08, 1.02])])
+def test_class_weights_by_formula_are_those_by_hand(b, expected):
+    assert class_weights(np.array([1, 4, 25, 100]), 2.0, b) == pytest.approx(np.array(expected))
+
+
+def test_sizes_of_classes_leave_the_holdout_out():
+    """A class of the holdout alone has size 0, as has one without videos."""
+    labels, folds = np.array([0, 1, 1, 0, 2, 1]), np.array([1, 0, HOLDOUT, 0, HOLDOUT, 1])
+    labeled = LabeledVideos(list("abcdef"), labels, np.arange(6), folds, CATEGORIES[:4])
+    assert labeled.class_sizes().tolist() == [2, 2, 0, 0]
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0])
