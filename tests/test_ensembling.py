@@ -147,6 +147,23 @@ def test_class_weights_reach_the_probabilities():
     assert probs.tolist() == [[0.25, 0.75]]
 
 
+def test_blend_of_logits_is_the_geometric_mean():
+    """Of a video whose first class the arithmetic mean prefers; a probability of 0 rules a class out, finitely."""
+    p, q, weights = np.array([[0.001, 0.6, 0.399]]), np.array([[0.64, 0.31, 0.05]]), [0.3, 0.7]
+    products = p**0.3 * q**0.7
+    found = blend([p, q], weights, "logits")
+    assert softmax(found) == pytest.approx(products / products.sum())
+    assert (found.argmax(), blend([p, q], weights, "probs").argmax()) == (1, 0)
+    excluded = blend([np.array([[0.0, 0.4, 0.6]]), q], weights, "logits")
+    assert np.isfinite(excluded).all()
+    assert softmax(excluded)[0, 0] < 0.001
+
+
+def test_blend_of_probs_is_the_arithmetic_mean():
+    found = blend([np.array([[0.2, 0.8]]), np.array([[0.7, 0.3]])], [0.3, 0.7], "probs")
+    assert found == pytest.approx(np.array([[0.55, 0.45]]))
+
+
 def test_best_member_is_the_best_on_its_own_fold():
     assert best_member({("dual_stream", 0): 0.5, ("single_stream", 1): 0.6, ("single_stream", 0): 0.4}) == (
         "single_stream",
