@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from stores import CATEGORIES, DIM, SIZES, SPECIAL, VOCAB, make_project, small_params
+from torch.nn.functional import softplus
 
 from framefold.data.pseudo_labels import MEAN, NOBODY, Assignment, open_pseudo_labels, write_labels
 from framefold.data.tokens import SpecialTokens
@@ -161,6 +162,23 @@ def test_mismatched_pairs_are_the_text_of_one_video_with_the_frames_of_another(p
     if arch == "dual_stream":
         streams = (*backbone.encode_text(videos), *backbone.encode_frames(videos))
     assert torch.allclose(model._swapped(videos, streams).pooled, backbone.encode(mixed).pooled, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_matching_counts_pairs_of_a_text_and_frames_that_are_there(project, arch):
+    """By a loop over the head's logits: own text, own frames and, of a mismatched pair, the frames that are shown."""
+    model, videos = build(arch, {"itm": 1.0}).eval(), batch()
+    logits: list[torch.Tensor] = []
+    model.itm_head.register_forward_hook(lambda head, inputs, output: logits.append(output.detach().double()))
+    rows = videos["pair_rows"].tolist()
+    videos["frame_mask"][:, 0] = videos["pair_frame_mask"][:, 0] = True
+    videos["text_mask"][rows[0], 2:] = videos["frame_mask"][rows[1]] = videos["pair_frame_mask"][2] = False
+    _, parts = model(videos, ALONE)
+    has_text, own, shown = videos["text_mask"].sum(1) > 2, videos["frame_mask"].any(1), videos["pair_frame_mask"].any(1)
+    right = [softplus(-logits[0][row]) for row in range(24) if has_text[row] and own[row]]
+    wrong = [softplus(logits[1][pair]) for pair, row in enumerate(rows) if has_text[row] and own[row] and shown[pair]]
+    assert (len(right), len(wrong)) == (22, len(rows) - 3)
+    assert float(parts["loss_itm"]) == pytest.approx(float(sum(right) / len(right) + sum(wrong) / len(wrong)) / 2)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
