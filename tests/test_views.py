@@ -122,6 +122,18 @@ def test_hard_negatives_are_alike_and_never_near_duplicates(project: Path) -> No
     assert likeness(paired(videos, positions, 1.0, temperature=0.02, max_similarity=0.2)) < 0.2
 
 
+def test_the_length_of_a_frame_says_nothing_about_likeness(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of which every second is 64 times as long have the partners that they had."""
+    videos, positions = pool(), np.arange(64)
+    params = load(PretrainParams).mismatched.model_copy(update={"hard": 1.0, "temperature": 0.1})
+    pairs, (rows, partners) = MismatchedVideos(videos, params), mismatched_pairs(1.0, 64)
+    expected = pairs._some_hard(positions, rows, partners, (0, 0))
+    frames, mask = videos.frames(positions, (0, 0))
+    frames[:, ::2] *= 64
+    monkeypatch.setattr(videos, "frames", lambda *of: (frames, mask))
+    assert np.array_equal(pairs._some_hard(positions, rows, partners, (0, 0)), expected)
+
+
 def test_the_share_of_hard_pairs_is_the_param(project: Path) -> None:
     """A pair is hard by its video's own draw: over many epochs so many differ from those half a batch apart."""
     videos, positions = pool(), np.arange(64)
