@@ -1,10 +1,16 @@
 """Temperature scaling of the teachers. Run: .venv/bin/python -m pytest tests/test_calibration.py"""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from stores import CATEGORIES, make_project, make_teachers, small_params
+from tiny_project import run_stage
 
+from framefold.data.pseudo_labels import MEAN
+from framefold.data.videos import open_labeled, open_videos
 from framefold.evaluation.calibration import (
     calibration,
     expected_calibration_error,
@@ -12,6 +18,12 @@ from framefold.evaluation.calibration import (
     negative_log_likelihood,
 )
 from framefold.inference.committee import OutOfFold
+from framefold.inference.predict import predict_logits
+from framefold.inference.predictions import read_predictions, write_predictions
+from framefold.models.registry import load_model
+from framefold.params.base import load
+from framefold.params.teacher import TeacherParams
+from framefold.storage import read_json, read_parquet
 
 
 def drawn(scale: float, members: int = 1, seed: int = 0) -> OutOfFold:
@@ -71,3 +83,57 @@ def test_nll_and_ece_are_those_computed_by_hand():
             gap += len(inside) * abs(np.mean([sure for sure, _ in inside]) - np.mean([hit for _, hit in inside]))
     assert expected_calibration_error(probs, known.truth) == pytest.approx(gap / len(rows))
     assert expected_calibration_error(np.eye(3), np.arange(3)) == 0  # certain and right, in the last bin
+
+
+# ---- the stage
+
+TEACHERS = [Path("models/teacher") / str(fold) for fold in range(3)]
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Teachers who know more than they say label the pool, at the temperature that fits them; what the stage reports
+    of it."""
+    params = small_params()
+    params["data"]["root"], params["pseudo_label"]["temperature"] = "raw", "fitted"
+    make_project(tmp_path, params)
+    make_teachers(tmp_path, params)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for folder in TEACHERS:
+        ids, noise = read_predictions(folder / "out_of_fold.parquet")
+        write_predictions(
+            folder / "out_of_fold.parquet", ids, 0.4 * (2 * noise + 4 * np.eye(len(CATEGORIES))[truth_of(ids)])
+        )
+    run_stage("pseudo_label")
+    return read_json("metrics/pseudo_label.json")["calibration"]["temperature"]
+
+
+def truth_of(ids: list[str]) -> np.ndarray:
+    labeled = open_labeled()
+    label_of = dict(zip(labeled.ids.to_pylist(), labeled.label, strict=True))
+    return np.array([label_of[one] for one in ids])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    odds = np.exp(logits.astype(np.float64))
+    return odds / odds.sum(axis=-1, keepdims=True)
+
+
+def test_the_stage_fits_the_temperature_on_what_its_teachers_say_out_of_fold(fitted):
+    parts = [read_predictions(folder / "out_of_fold.parquet") for folder in TEACHERS]
+    truth, logits = (np.concatenate(columns) for columns in zip(*((truth_of(i), z) for i, z in parts), strict=True))
+    rows, grid = np.arange(len(truth)), np.geomspace(0.05, 20, 4000)
+    losses = [-np.log(softmax(logits / temperature)[rows, truth]).mean() for temperature in grid]
+    assert fitted == pytest.approx(grid[np.argmin(losses)], rel=2e-3)
+    assert 0.25 < fitted < 0.6
+
+
+def test_the_pools_labels_are_the_mean_of_its_teachers_at_the_fitted_temperature(fitted):
+    videos = open_videos("unlabeled", "small")
+    dataset = videos.dataset(np.arange(len(videos)), load(TeacherParams).inputs)
+    logits = np.stack([predict_logits(load_model(folder), dataset, 32, "cpu") for folder in TEACHERS])
+    who = read_parquet("data/pseudo/labels.parquet")["teacher"].to_numpy()
+    asked = (who == MEAN) | (who == np.arange(3)[:, None])  # (T, N)
+    expected = (softmax(logits / fitted) * asked[..., None]).sum(0) / np.maximum(asked.sum(0), 1)[:, None]
+    assert np.load("data/pseudo/soft.npy") == pytest.approx(expected, rel=1e-3)
