@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stores import CATEGORIES, SPECIAL, VOCAB, make_project
+from stores import CATEGORIES, SPECIAL, VOCAB, make_project, small_params, write_soft_labels
 from test_pretraining import ALONE, build
+from tiny_project import run_stage
 
 from framefold.data.batches import Batch, EpochBatches, VideoDataset
 from framefold.data.tokens import SpecialTokens
@@ -278,6 +279,39 @@ def test_no_video_can_lose_both(project: Path) -> None:
     content["masking"] |= {"text_drop": 0.6, "frames_drop": 0.6}
     with pytest.raises(UserError, match="no video loses both"):
         validate(PretrainParams, content, "pretrain", "params.yaml")
+
+
+class Seen(Exception):
+    """What the stage trains on is known; training itself is not needed."""
+
+
+@pytest.mark.parametrize(("text", "frames"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)])
+def test_the_stage_trains_on_views_with_the_drops_of_params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: float, frames: float
+) -> None:
+    """Of videos that have both modalities, over an epoch."""
+    params = small_params()
+    params["pretrain"]["masking"] |= {"text_drop": text, "frames_drop": frames}
+    make_project(tmp_path, params)
+    write_soft_labels(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    seen = list[Batch]()
+
+    def train(task: Any, epochs: Any, *_: Any, **__: Any) -> None:
+        seen.extend(map(epochs(0).__getitem__, range(len(epochs(0)))))
+        raise Seen
+
+    monkeypatch.setattr("stages.pretrain.train", train)
+    with pytest.raises(Seen):
+        run_stage("pretrain", "--arch", "single_stream")
+    counts = open_videos("unlabeled", "small").features.counts  # of frames; everyone has a title
+    both = np.concatenate([counts[batch["row"]] > 0 for batch in seen])
+    no_text = torch.cat([without_text(batch) for batch in seen]).numpy()[both]
+    no_frames = torch.cat([~batch["frame_mask"].any(1) for batch in seen]).numpy()[both]
+    assert len(no_text) > 80
+    assert no_text.mean() == pytest.approx(text, abs=0.1 if text else 0)
+    assert no_frames.mean() == pytest.approx(frames, abs=0.1 if frames else 0)
 
 
 # frame modelling -----------------------------------------------------------------------------------------------------
