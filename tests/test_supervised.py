@@ -27,7 +27,7 @@ from framefold.params.models import StudentParams
 from framefold.params.training import AdversarialParams, OptimizationParams
 from framefold.scratch import Scratch
 from framefold.training.adversarial import build_adversary
-from framefold.training.classifiers import FoldData, classifier_task, open_fold, train_classifier
+from framefold.training.classifiers import FoldData, classifier_task, epoch_samples, open_fold, train_classifier
 from framefold.training.loop import TrainResult
 from framefold.training.optimization import parameter_groups
 from framefold.training.sharing import Share
@@ -139,6 +139,67 @@ def test_what_a_term_costs(name: str, passes: int) -> None:
     model.backbone.text.encoder.register_forward_hook(lambda *_: seen.append(1))
     loss_of(model, batch_of())
     assert len(seen) == passes
+
+
+# ---- a method that is on by itself trains
+
+
+def task_of(**on: Any) -> tuple[SupervisedTask, dict[str, float]]:
+    """What `classifier_task` makes of params with nothing on but `on`."""
+    task, rates = classifier_task(
+        build("single_stream", 0.3)[0], fold_data(np.arange(20)), supervised_params(**OFF | on)
+    )
+    assert isinstance(task, SupervisedTask)
+    return task, rates
+
+
+@pytest.mark.parametrize("name", ["level1", "r_drop", "self_distillation", "contrast"])
+def test_a_term_by_itself_is_added_to_the_loss(name: str) -> None:
+    task, _ = task_of(**ON[name])
+    task.average = other_weights(task.model)
+    total, parts = task.loss(batch_of(), Share(12, 12))
+    assert parts.keys() == {"accuracy", "loss_label", f"loss_{name}"}
+    assert parts[f"loss_{name}"] > 0
+    assert total.item() == pytest.approx(float(parts["loss_label"] + 0.5 * parts[f"loss_{name}"]))
+
+
+@pytest.mark.parametrize("name", ["focal", "class balance", "logit adjustment"])
+def test_another_loss_by_itself_is_what_trains(name: str) -> None:
+    task, _ = task_of(**ON[name])
+    task.model.eval()  # without dropout
+    batch = batch_of()
+    plain = ClassificationTask(task.model.backbone, 0.1).loss(batch, Share(12, 12))[0]
+    assert abs((task.loss(batch, Share(12, 12))[0] - plain).item()) > 1e-3
+
+
+def test_layer_decay_by_itself_slows_the_lower_layers() -> None:
+    """One layer at 0.5: of the text encoder's parameters the embeddings alone are below it."""
+    task, rates = task_of(layer_decay=0.5)
+    found = {group["lr"] for group in parameter_groups(task.model, task.role_of, rates, 0.01)}
+    lr = task.model.params.lr
+    assert sorted(found) == pytest.approx(sorted([lr.head, lr.text, lr.text / 2]))
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_oversampling_by_itself_evens_out_what_trains(power: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, params = fold_data(np.arange(60)), supervised_params(**OFF | {"oversampling": power, "epochs": 1})
+    shown, get = list[int](), EpochBatches.__getitem__
+
+    def spy(self: EpochBatches, index: int) -> Any:
+        batch = get(self, index)
+        shown.extend(batch["label"].tolist())
+        return batch
+
+    monkeypatch.setattr(EpochBatches, "__getitem__", spy)
+    run(params, data)
+    own = np.bincount(data.training.labels)
+    assert np.ptp(own) > 3
+    assert np.bincount(shown).tolist() == (own if power == 0 else np.full(6, 10)).tolist()
+
+
+def test_without_oversampling_an_epoch_is_the_videos_that_train() -> None:
+    data = fold_data(np.arange(20))
+    assert epoch_samples(data, supervised_params(**OFF), 0, 0) is data.training
 
 
 # ---- what the terms are
