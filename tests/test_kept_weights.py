@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from stores import CATEGORIES, DIM, VOCAB, make_project, write_soft_labels
+from test_pseudo_phase import fold_data
 from torch import nn
 
-from framefold.data.videos import open_labeled, open_videos
 from framefold.models.registry import build_model
 from framefold.models.weights import read_state_dict
 from framefold.params.base import load
@@ -18,7 +18,6 @@ from framefold.params.pretrain import PretrainParams
 from framefold.rounds import Round
 from framefold.scratch import Scratch
 from framefold.storage import read_json
-from framefold.training.classifiers import FoldData, open_fold
 from framefold.training.loop import TrainResult
 from framefold.training.pool import Pool, measure, open_pool
 from framefold.training.views import masking_of
@@ -35,12 +34,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FRAMEFOLD_DEVICE", "cpu")
     monkeypatch.delenv("DVC_ROOT", raising=False)
-
-
-def fold_data() -> FoldData:
-    videos = open_videos("labeled", "small")
-    labeled = open_labeled(videos)
-    return open_fold(videos, labeled, labeled.fold == 0, load(StudentParams).inputs, 16)
 
 
 def student(label: int) -> nn.Module:
