@@ -60,8 +60,13 @@ class SmallStudy:
             'sleep 60 & echo $$ > "$0/sleeping"; wait; fi'
         )
         outcome = 'name=$(basename "$1" .outcome); echo "$name" >> "$0/ran"; cp "$0/$name"/* "$1"'
-        scripts = repro, outcome, 'echo tidied >> "$0/ran"'
+        machine = 'echo "$(cat "$0/machine") $1"'
+        scripts = repro, outcome, machine, 'echo tidied >> "$0/ran"'
         return Commands(*(["/bin/sh", "-c", script, str(self.prepared)] for script in scripts))
+
+    def move(self, machine: str) -> None:
+        """What is run from now on is run on another kind of machine."""
+        (self.prepared / "machine").write_text(f"{machine}\n", encoding="utf-8")
 
     def ran(self) -> list[str]:
         """Runs since the last call."""
@@ -115,6 +120,7 @@ def make(folder: Path) -> SmallStudy:
     study.git("init", "--quiet", "--initial-branch=main")
     study.commit()
     prepare(study.prepared)
+    study.move("AVX2")
     return study
 
 

@@ -75,6 +75,14 @@ def test_the_recipe_is_run_with_every_seed_that_an_arm_has(study):
     assert (arms["bare"].seeds, arms["pgd"].seeds) == ((0, 5), (9,))
 
 
+def test_an_arm_may_have_seeds_of_its_own_and_has_those_of_the_arms_held_against_it(study):
+    other = {"name": "both", "what": "x", "overrides": {"finetune.adversarial.steps": 2}, "rival": "pgd", "seeds": [7]}
+    study.write_study(added=[*STUDY["added"], other])
+    arms = arms_of(study)
+    assert (arms["both"].seeds, arms["pgd"].seeds, arms["default"].seeds) == ((7,), (0, 7), (0, 1, 7))
+    assert arms["no_smoothing"].seeds == (0, 1)
+
+
 def test_what_the_command_line_says_holds_for_every_arm(study):
     arms = arms_of(study, "finetune.lr.head=3e-4", "average_weights.last=1")
     assert {value_at(arm.params, "finetune.lr.head", "") for arm in arms.values()} == {0.0003}
@@ -114,6 +122,7 @@ def test_a_committed_ladder_ends_with_the_recipe(name):
         ({"ladder": [{"name": "a", "what": "x", "restore": ["finetune.nothing"]}]}, "finetune.nothing is missing"),
         ({"optimism": ["bare", "nobody"]}, "optimism: no arms nobody"),
         ({"verdicts": ["train"]}, "verdicts"),
+        ({"added": [{"name": "a", "what": "x", "overrides": {"folds": [0]}, "seeds": []}]}, "seeds"),
         (
             {"without": [{"name": "a", "what": "x", "overrides": {"folds": [0]}, "rival": "nobody"}]},
             "rival: no arms nobody",
@@ -172,6 +181,13 @@ def test_what_an_extending_study_states_itself_stands_in_place_of_the_other_s(st
     own = extending(study, overrides={"finetune.epochs": 5}, seeds={"ladder": [7], "without": [7], "added": [7]})
     assert differing(own["default"].params, RECIPE) == {"finetune.epochs"}
     assert own["bare"].seeds == (7,)
+
+
+def test_seeds_of_single_arms_stay_with_the_study_that_states_them(study):
+    study.write_study(added=[STUDY["added"][0] | {"seeds": [7]}])
+    own = extending(study)["pgd"], extending(study, changes={"pgd": {"seeds": [8]}})["pgd"]
+    assert arms_of(study)["pgd"].seeds == (7,)
+    assert [arm.seeds for arm in own] == [(0,), (8,)]
 
 
 def test_arms_of_an_extending_study_come_after_the_other_s(study):

@@ -13,7 +13,7 @@ from framefold.errors import UserError
 from framefold.study import records as module
 from framefold.study.records import FINAL, MODELS, OPTIMISM, Made, Records
 
-MADE = Made("p" * 12, "c" * 12, "d" * 12, 61.7)
+MADE = Made("p" * 12, "c" * 12, "d" * 12, "AVX2 fp32", 61.7)
 
 
 @pytest.fixture
@@ -32,13 +32,13 @@ def add(records: Records, arm: str, seed: int = 0) -> None:
 
 def test_what_was_added_is_found_again(records):
     add(records, "default", 3)
-    assert records.made() == {("default", 3): Made(MADE.params, MADE.code, MADE.commit, 62)}
+    assert records.made() == {("default", 3): Made(MADE.params, MADE.code, MADE.commit, MADE.machine, 62)}
 
 
 def test_a_result_takes_the_place_of_the_earlier_one_alone(records):
     for arm in ("bare", "default"):
         add(records, arm)
-    records.add("bare", 0, Made("new", "new", "new", 1), outcome(records.root, "default"))
+    records.add("bare", 0, Made("new", "new", "new", "new", 1), outcome(records.root, "default"))
     rows = {(row["arm"], row["split"]): row for row in records.rows()}
     assert len(records.rows()) == 6
     assert rows["bare", "test"]["score"] == rows["default", "test"]["score"]

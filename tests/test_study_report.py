@@ -110,6 +110,24 @@ def test_arms_are_compared_over_the_seeds_that_both_have(finished):
     assert worth.spread is None
 
 
+def test_runs_of_two_kinds_of_machine_are_not_held_against_each_other(study):
+    """Of the two seeds one is left; the scores themselves are means over both."""
+    path = study.root / "metrics/ablation.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    moved = [
+        line.replace("AVX2 auto", "AMX bf16") if line.startswith("tiny,no_smoothing,1,") else line for line in lines
+    ]
+    assert moved != lines
+    path.write_text("\n".join(moved) + "\n", encoding="utf-8")
+    worth = Results(Records(study.root, "tiny")).worth("default", "no_smoothing", "test", BOOTSTRAP)
+    assert worth is not None
+    assert worth.each == (pytest.approx(score("default", 0, "test") - score("no_smoothing", 0, "test")),)
+    text = page(study)
+    assert row(text, "no_smoothing")[2] == "2"
+    assert "±" not in row(text, "no_smoothing")[8]
+    assert "(on AMX bf16, AVX2 auto; commits " in text
+
+
 def test_seeds_that_disagree_or_stand_alone_are_told():
     assert Worth(0.02, 0.01, 0.03, (0.05, -0.01)).verdict == "helps, not with every seed"
     assert Worth(-0.02, -0.03, -0.01, (-0.02, -0.03)).verdict == "hurts"

@@ -166,6 +166,31 @@ def test_results_are_committed_one_by_one_and_nothing_else(study):
     assert study.git("status", "--porcelain").split() == ["A", "notes.txt"]
 
 
+# Machines
+
+
+def machines(study: SmallStudy) -> dict[tuple[str, int], str]:
+    return {key: made.machine for key, made in Records(study.root, "tiny").made().items()}
+
+
+def test_the_kind_of_machine_is_recorded_with_the_precision_that_params_come_to_there(study):
+    ablate(study, arms=["bare"], seeds=[0])
+    study.move("AMX")
+    ablate(study, arms=["bare"], seeds=[1])
+    assert machines(study) == {("bare", 0): "AVX2 auto", ("bare", 1): "AMX auto"}
+
+
+def test_an_arm_whose_rival_was_made_on_another_kind_of_machine_is_passed_over(study, caplog):
+    """Whatever has no rival with that seed yet is run."""
+    ablate(study, arms=["default"], seeds=[0])
+    study.move("AMX")
+    assert ablate(study) == [run for run in RUNS if run not in ("default-0", "no_smoothing-0", "pgd-0")]
+    assert "pgd-0: passed over, default-0 was made on AVX2 auto and this is AMX auto; give it --seeds" in caplog.text
+    assert machines(study)["no_smoothing", 1] == "AMX auto"
+    study.move("AVX2")
+    assert ablate(study) == ["no_smoothing-0", "pgd-0"]
+
+
 # Time
 
 
@@ -177,6 +202,9 @@ def test_a_run_that_would_not_end_in_time_is_not_started(study, monkeypatch, cap
 
     class Clone:
         commit = "c" * 40
+
+        def machine(self, precision):
+            return "AVX2"
 
         def run(self, name, params):
             clock[0] += 60
@@ -205,9 +233,9 @@ def test_an_arm_is_expected_to_take_as_long_as_last_time(study):
 
     runs = planned(expand(read_study("tiny", study.root), [], study.root), ["bare", "pgd"], [1])
     made = {
-        ("bare", 0): Made("", "", "", 100),
-        ("default", 0): Made("", "", "", 10),
-        ("averaging", 0): Made("", "", "", 30),
+        ("bare", 0): Made("", "", "", "", 100),
+        ("default", 0): Made("", "", "", "", 10),
+        ("averaging", 0): Made("", "", "", "", 30),
     }
     assert [expected_seconds(each, made) for each in runs] == [100, 30]
     assert expected_seconds(runs[0], {}) is None
@@ -298,5 +326,5 @@ def test_a_foreign_folder_is_not_taken_for_a_clone(study, tmp_path):
 
 def test_every_arm_has_a_prepared_outcome(study):
     """The helper and this module speak of the same arms."""
-    assert {path.name.rpartition("-")[0] for path in study.prepared.iterdir()} == set(ACCURACY)
+    assert {path.name.rpartition("-")[0] for path in study.prepared.iterdir() if path.is_dir()} == set(ACCURACY)
     shutil.rmtree(study.prepared)

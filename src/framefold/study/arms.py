@@ -8,7 +8,7 @@ settings set (`overrides`) or taken back to the recipe's own (`restore`). `witho
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ class Method(Change):
 
     rival: str | None = None  # the arm that it is compared with; None: the recipe
     verdicts: list[Pool] | None = None  # those of the study's parts that can judge it; None: all
+    seeds: list[int] | None = Field(None, min_length=1)  # None: those of its list; an extending study has its own
 
 
 class Rung(Change):
@@ -57,7 +58,7 @@ class Rung(Change):
 
 
 class SeedLists(Group):
-    """Seeds of the arms by kind; the arm `default` has those of all."""
+    """Seeds of the arms by kind. An arm also has those of the arms held against it, `default` those of all."""
 
     ladder: list[int] = Field(min_length=1)
     without: list[int] = Field(min_length=1)
@@ -162,7 +163,9 @@ def extended(extension: Extension, path: Path) -> Params:
 
 
 def changed_arm(arm: Params, change: Params) -> Params:
-    return arm | change | {"overrides": arm.get("overrides", {}) | change.get("overrides", {})}
+    """Seeds of its own stay behind: they are for the machines that the other study was made on."""
+    base = {key: value for key, value in arm.items() if key != "seeds"}
+    return base | change | {"overrides": arm.get("overrides", {}) | change.get("overrides", {})}
 
 
 def expand(study: Study, overrides: Sequence[str], root: Path) -> list[Arm]:
@@ -174,15 +177,13 @@ def expand(study: Study, overrides: Sequence[str], root: Path) -> list[Arm]:
     recipe = changed(_plain(merged(study.profile, (), root)), study.overrides, "overrides")
     given = dict(map(_key_and_value, overrides))
     recipe = absolute(changed(recipe, given, "command line"), root)
-    arms = [
-        *_ladder(study, recipe),
-        Arm(DEFAULT, "default", "the recipe", recipe, _all_seeds(study), None, tuple(study.verdicts)),
-        *_single(study, "without", recipe),
-        *_single(study, "added", recipe),
-    ]
+    ladder, without, added = _ladder(study, recipe), _single(study, "without", recipe), _single(study, "added", recipe)
+    own_seeds = _seeds_of([*ladder, *without, *added])
+    default = Arm(DEFAULT, "default", "the recipe", recipe, own_seeds, None, tuple(study.verdicts))
+    arms = [*ladder, default, *without, *added]
     for arm in arms:
         validate_all(arm.params, f"study {study.dataset}, arm {arm.name}")
-    return arms
+    return [replace(arm, seeds=_seeds_of([arm, *(other for other in arms if other.rival == arm.name)])) for arm in arms]
 
 
 def _ladder(study: Study, recipe: Params) -> list[Arm]:
@@ -204,7 +205,7 @@ def _single(study: Study, kind: Literal["without", "added"], recipe: Params) -> 
             kind=kind,
             what=each.what,
             params=changed(recipe, each.overrides, f"arm {each.name}"),
-            seeds=tuple(seeds),
+            seeds=tuple(each.seeds or seeds),
             rival=each.rival or DEFAULT,
             verdicts=tuple(pool for pool in study.verdicts if each.verdicts is None or pool in each.verdicts),
         )
@@ -212,9 +213,8 @@ def _single(study: Study, kind: Literal["without", "added"], recipe: Params) -> 
     ]
 
 
-def _all_seeds(study: Study) -> tuple[int, ...]:
-    lists = study.seeds.ladder, study.seeds.without if study.without else [], study.seeds.added if study.added else []
-    return tuple(dict.fromkeys(seed for seeds in lists for seed in seeds))
+def _seeds_of(arms: Sequence[Arm]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(seed for arm in arms for seed in arm.seeds))
 
 
 def changed(params: Params, overrides: Mapping[str, Any], source: str) -> Params:

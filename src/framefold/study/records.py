@@ -12,7 +12,7 @@ import csv
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ SCRATCH = Path(".ablation")  # under the project's root, ignored by git
 FINAL, MODELS, OPTIMISM = (Path(f"metrics/ablation{suffix}.csv") for suffix in ("", "_models", "_optimism"))
 FOLDER = Path("metrics/ablation")
 F1 = ("lv1_micro", "lv1_macro", "lv2_micro", "lv2_macro")
-ORIGIN = ("params", "code", "commit", "seconds")
+ORIGIN = ("params", "code", "commit", "machine", "seconds")
 FINAL_COLUMNS = ("dataset", "arm", "seed", "split", "score", *F1, *ORIGIN)
 MODEL_COLUMNS = ("dataset", "arm", "seed", "model", "split", "score", *F1, "score_low", "score_high")
 INTERVAL = ("difference", "low", "high")
@@ -39,11 +39,12 @@ Entry = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Made:
-    """What a result was made of, and how long it took."""
+    """What a result was made of and on, and how long it took. Its fields are columns (ORIGIN)."""
 
     params: str  # digests
     code: str
     commit: str
+    machine: str  # kind of machine and precision (see `machine`)
     seconds: float
 
 
@@ -73,7 +74,7 @@ class Records:
         """What there is, by arm and seed: results whose labels are there, too."""
         found = {(row["arm"], int(row["seed"])): row for row in self.rows()}
         return {
-            (arm, seed): Made(row["params"], row["code"], row["commit"], float(row["seconds"]))
+            (arm, seed): Made(row["params"], row["code"], row["commit"], row["machine"], float(row["seconds"]))
             for (arm, seed), row in found.items()
             if self.labels_path(arm, seed).is_file()
         }
@@ -104,7 +105,7 @@ class Records:
 
 
 def final_rows(key: Row, scores: Mapping[str, Entry], made: Made) -> list[Row]:
-    own = {"params": made.params, "code": made.code, "commit": made.commit, "seconds": str(round(made.seconds))}
+    own = asdict(made) | {"seconds": str(round(made.seconds))}
     return [key | {"split": split} | _rounded(entry, ("score", *F1)) | own for split, entry in in_order(scores)]
 
 

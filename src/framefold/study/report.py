@@ -24,11 +24,11 @@ TITLES = {
     "added": "The recipe with one method more",
 }
 METHOD = """Scores are means over seeds ± their standard deviation. What a method is worth: the score with it minus the
-score without it, mean over the seeds that both arms have; in brackets the 95 % interval of a paired bootstrap over
-videos and seeds ({resamples} resamples; of one seed, over videos alone), then ± the standard deviation over seeds. A
-method helps or hurts where the interval excludes zero; of {arms} arms some will by luck. No verdict stands where a part
-cannot judge an arm: it was chosen by these labels, or learned more of them than its rival. Test is only reported:
-nothing was chosen by it. An arm of one fold has an out-of-fold score on that fold's videos."""
+score without it, mean over the seeds that both arms have from one kind of machine; in brackets the 95 % interval of a
+paired bootstrap over videos and seeds ({resamples} resamples; of one seed, over videos alone), then ± the standard
+deviation over seeds. A method helps or hurts where the interval excludes zero; of {arms} arms some will by luck. No
+verdict stands where a part cannot judge an arm: it was chosen by these labels, or learned more of them than its rival.
+Test is only reported: nothing was chosen by it. An arm of one fold has an out-of-fold score on that fold's videos."""
 NONE = "–"
 DRAWN: tuple[Pool, ...] = ("labeled", "test")
 PLACES: dict[Pool, str] = {"labeled": "out of fold + holdout", "holdout": "holdout", "test": "test"}
@@ -71,11 +71,12 @@ def introduction(study: Study, arms: Sequence[Arm], results: Results, stale: int
     commits = {row["commit"] for row in rows}
     hours = sum(float(row["seconds"]) for row in {(r["arm"], r["seed"]): r for r in rows}.values()) / 3600
     runs = len({(row["arm"], row["seed"]) for row in rows})
+    machines = ", ".join(sorted({row["machine"] for row in rows}))
     mixed = f" **{stale} of them were made with other params or code than the present ones.**" if stale else ""
     return (
         f"`framefold ablate {study.dataset}` made these {runs} runs in {hours:.1f} hours "
-        f"(commits {', '.join(sorted(commits))}), `framefold ablate {study.dataset} --report` these tables; what these "
-        f"need besides stands in studies/{study.dataset}.yaml.{mixed}\n"
+        f"(on {machines}; commits {', '.join(sorted(commits))}), `framefold ablate {study.dataset} --report` these "
+        f"tables; what these need besides stands in studies/{study.dataset}.yaml.{mixed}\n"
         f"{METHOD.format(resamples=study.bootstrap.resamples, arms=len(arms))}"
     )
 

@@ -1,5 +1,6 @@
 """Working a study off: which runs are left, in which order, how long they may take; each result is recorded at once."""
 
+import functools
 import logging
 import statistics
 import time
@@ -95,21 +96,32 @@ class Budget:
 
 
 def work_off(runs: Sequence[Run], clone: Clone, records: Records, code: str, budget: Budget, commit: bool) -> list[Run]:
-    """Run what the budget has room for. A run that fails is shown and passed over; returned are those that failed."""
+    """Run what the budget has room for. A run that fails is shown and passed over; returned are those that failed.
+
+    One whose rival was made on another kind of machine is passed over, too: it could be held against nothing.
+    """
     failed = []
+    machine_of = functools.cache(clone.machine)
     for number, run in enumerate(runs, start=1):
-        expected = expected_seconds(run, records.made())
+        made, machine = records.made(), machine_of(run.params["precision"])
+        if rival := rival_elsewhere(run, made, machine):
+            log.warning(
+                f"ablate {records.dataset} {run.name}: passed over, {run.arm.rival}-{run.seed} was made on "
+                f"{rival.machine} and this is {machine}; give it --seeds that are not begun"
+            )
+            continue
+        expected = expected_seconds(run, made)
         if not budget.has_room(expected):
             rest = runs[number - 1 :]
             names = ", ".join(each.name for each in rest)
-            log.info(f"ablate: out of time; {len(rest)} left, {expected_minutes(rest, records.made())}: {names}")
+            log.info(f"ablate: out of time; {len(rest)} left, {expected_minutes(rest, made)}: {names}")
             break
         about = "" if expected is None else f", about {expected / 60:.1f} minutes"
         log.info(f"ablate {records.dataset} {run.name}: {number} of {len(runs)}{about}")
         if number > 1 and run.seed != runs[number - 2].seed:
             make_room(clone)
         try:
-            perform(run, clone, records, code)
+            perform(run, clone, records, code, machine)
         except RunFailedError as error:
             log.error(f"ablate {records.dataset} {run.name}: failed, {error}")
             failed.append(run)
@@ -117,6 +129,12 @@ def work_off(runs: Sequence[Run], clone: Clone, records: Records, code: str, bud
         if commit:
             commit_results(run, records)
     return failed
+
+
+def rival_elsewhere(run: Run, made: MadeRuns, machine: str) -> Made | None:
+    """The rival's result with this seed, if it was made on another kind of machine."""
+    rival = made.get((run.arm.rival, run.seed)) if run.arm.rival else None
+    return rival if rival and rival.machine != machine else None
 
 
 def make_room(clone: Clone) -> None:
@@ -127,11 +145,12 @@ def make_room(clone: Clone) -> None:
         log.warning(f"ablate: the cache was not tidied, {error}")
 
 
-def perform(run: Run, clone: Clone, records: Records, code: str) -> None:
+def perform(run: Run, clone: Clone, records: Records, code: str, machine: str) -> None:
     started = time.monotonic()
     outcome = clone.run(run.name, run.params)
     seconds = time.monotonic() - started
-    records.add(run.arm.name, run.seed, Made(params_digest(run.params), code, clone.commit[:12], seconds), outcome)
+    made = Made(params_digest(run.params), code, clone.commit[:12], machine, seconds)
+    records.add(run.arm.name, run.seed, made, outcome)
     own = [row for row in records.rows() if (row["arm"], row["seed"]) == (run.arm.name, str(run.seed))]
     scores = ", ".join(f"{row['split']} {float(row['score']):.4f}" for row in own)
     log.info(f"ablate {records.dataset} {run.name}: {scores} in {seconds / 60:.1f} minutes")

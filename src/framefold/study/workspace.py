@@ -34,13 +34,14 @@ class Commands:
 
     repro: Sequence[str]
     outcome: Sequence[str]  # with one more argument: the folder that it fills (see `framefold.study.outcome`)
+    machine: Sequence[str]  # with one more argument, params' precision: prints the kind of machine
     tidy: Sequence[str]  # drops what the cache holds of other runs than the last one
 
 
 def commands(jobs: int, gpus: Sequence[str]) -> Commands:
     slots = ["--gpus", ",".join(gpus)] if gpus else ["--jobs", str(jobs)]
-    outcome = [sys.executable, "-m", "framefold.study.outcome"]
-    return Commands([*FRAMEFOLD, "repro", *slots], outcome, ["dvc", "gc", "--workspace", "--force"])
+    outcome, machine = ([sys.executable, "-m", f"framefold.study.{name}"] for name in ("outcome", "machine"))
+    return Commands([*FRAMEFOLD, "repro", *slots], outcome, machine, ["dvc", "gc", "--workspace", "--force"])
 
 
 @dataclass(frozen=True)
@@ -98,21 +99,33 @@ class Clone:
         """Reproduce the pipeline with `params`; returns the outcome's folder. RunFailedError: what was said last."""
         with write_aside(self.folder / PARAMS_FILE) as aside:
             aside.write_text(yaml.safe_dump(params, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        logs = self.folder / "logs" / "study"
+        logs = self._logs()
         outcome = logs / f"{name}.outcome"
         shutil.rmtree(outcome, ignore_errors=True)
-        outcome.mkdir(parents=True)
+        outcome.mkdir()
         with (logs / f"{name}.log").open("w", encoding="utf-8") as log:
             self._start(self.commands.repro, log)
             self._start([*self.commands.outcome, str(outcome)], log)
         return outcome
 
+    def machine(self, precision: str) -> str:
+        """The kind that runs of this `precision` are made on. RunFailedError: what was said last."""
+        path = self._logs() / "machine.log"
+        with path.open("w", encoding="utf-8") as log:
+            self._start([*self.commands.machine, precision], log)
+        return path.read_text(encoding="utf-8").splitlines()[-1]
+
     def tidy(self) -> None:
         """Make room when a seed is done with: no run with another one can use what its training has left."""
         if self.shared_cache:
             return
-        with (self.folder / "logs" / "study" / "tidy.log").open("w", encoding="utf-8") as log:
+        with (self._logs() / "tidy.log").open("w", encoding="utf-8") as log:
             self._start(self.commands.tidy, log)
+
+    def _logs(self) -> Path:
+        logs = self.folder / "logs" / "study"
+        logs.mkdir(parents=True, exist_ok=True)
+        return logs
 
     def _start(self, command: Sequence[str], log: IO[str]) -> None:
         process = subprocess.Popen(

@@ -67,6 +67,7 @@ class Results:
         self.truth_path = records.folder / TRUTH
         rows = {(row["arm"], int(row["seed"]), row["split"]): row for row in records.rows()}
         self.rows = {key: row for key, row in rows.items() if runs is None or key[:2] in runs}
+        self.machines = {key[:2]: row["machine"] for key, row in self.rows.items()}
         self._labels: dict[tuple[str, int], np.ndarray] = {}
         self._worths: dict[tuple[str, str, Pool, ResamplingParams], Worth | None] = {}
 
@@ -88,11 +89,15 @@ class Results:
 
     def counting(self, rows: Sequence[Row]) -> list[Row]:
         """Those of the runs that count."""
-        runs = {(arm, seed) for arm, seed, _ in self.rows}
-        return [row for row in rows if (row["arm"], int(row["seed"])) in runs]
+        return [row for row in rows if (row["arm"], int(row["seed"])) in self.machines]
 
     def seeds(self, arm: str) -> list[int]:
-        return sorted({seed for name, seed, _ in self.rows if name == arm})
+        return sorted(seed for name, seed in self.machines if name == arm)
+
+    def comparable_seeds(self, first: str, second: str) -> list[int]:
+        """Those that both arms were run with on one kind of machine."""
+        both = set(self.seeds(first)) & set(self.seeds(second))
+        return sorted(seed for seed in both if self.machines[first, seed] == self.machines[second, seed])
 
     def score(self, arm: str, split: str) -> Mean | None:
         """None: the arm has no such split, or was not run."""
@@ -119,14 +124,14 @@ class Results:
                 )
 
     def worth(self, with_it: str, without: str, pool: Pool, bootstrap: ResamplingParams) -> Worth | None:
-        """On the videos that all runs of both arms have labels of. None: no seed or no video in common."""
+        """On the videos that all runs of both arms have labels of. None: no comparable seed or no video in common."""
         key = with_it, without, pool, bootstrap
         if key not in self._worths:
             self._worths[key] = self._worth(*key)
         return self._worths[key]
 
     def _worth(self, with_it: str, without: str, pool: Pool, bootstrap: ResamplingParams) -> Worth | None:
-        seeds = sorted(set(self.seeds(with_it)) & set(self.seeds(without)))
+        seeds = self.comparable_seeds(with_it, without)
         if not seeds:
             return None
         first, second = (np.stack([self.labels(arm, seed) for seed in seeds]) for arm in (with_it, without))
