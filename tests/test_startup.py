@@ -32,11 +32,18 @@ def start(module: str) -> tuple[float, set[str]]:
     return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime), set(json.loads(output))
 
 
+@pytest.fixture(scope="module")
+def torch_alone() -> float:
+    """CPU seconds: 4 on a slow machine, where no stage can be ready in 3."""
+    return min(start("torch")[0] for _ in range(2))
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_ready_within_three_seconds_or_one_without_torch(stage):
+def test_a_stage_is_ready_within_three_seconds_or_one_without_torch(stage, torch_alone):
+    """On a slow machine within half as long again as torch takes, or a third of that without it."""
     seconds, slow = start(f"stages.{stage}")
     assert slow <= ({"torch"} if stage in WITH_TORCH else set())
-    assert seconds < (3 if "torch" in slow else 1)
+    assert seconds < (max(3, 1.5 * torch_alone) if "torch" in slow else max(1, torch_alone / 3))
 
 
 def test_a_slow_import_is_noticed():
