@@ -60,7 +60,7 @@ class SmallStudy:
             'sleep 60 & echo $$ > "$0/sleeping"; wait; fi'
         )
         outcome = 'name=$(basename "$1" .outcome); echo "$name" >> "$0/ran"; cp "$0/$name"/* "$1"'
-        machine = 'echo "$(cat "$0/machine") $1"'
+        machine = 'cp "$0/machine" "$1"'
         scripts = repro, outcome, machine, 'echo tidied >> "$0/ran"'
         return Commands(*(["/bin/sh", "-c", script, str(self.prepared)] for script in scripts))
 

@@ -20,7 +20,7 @@ from small_study import ACCURACY, ROOT, RUNS, RUNS_OF_SEED_0, SmallStudy, make, 
 from framefold.errors import UserError
 from framefold.study.command import run, show
 from framefold.study.records import FINAL_COLUMNS, Made, Records
-from framefold.study.runs import Budget, expected_seconds, planned, work_off
+from framefold.study.runs import Budget, Place, expected_seconds, of_machine, planned, work_off
 
 FIRST = ["dataset", "arm", "seed", "split", "score", "lv1_micro", "lv1_macro", "lv2_micro", "lv2_macro"]
 SIGNALLED = """
@@ -173,22 +173,44 @@ def machines(study: SmallStudy) -> dict[tuple[str, int], str]:
     return {key: made.machine for key, made in Records(study.root, "tiny").made().items()}
 
 
-def test_the_kind_of_machine_is_recorded_with_the_precision_that_params_come_to_there(study):
+def test_the_kind_of_machine_is_recorded(study):
     ablate(study, arms=["bare"], seeds=[0])
     study.move("AMX")
     ablate(study, arms=["bare"], seeds=[1])
-    assert machines(study) == {("bare", 0): "AVX2 auto", ("bare", 1): "AMX auto"}
+    assert machines(study) == {("bare", 0): "AVX2", ("bare", 1): "AMX"}
 
 
-def test_an_arm_whose_rival_was_made_on_another_kind_of_machine_is_passed_over(study, caplog):
-    """Whatever has no rival with that seed yet is run."""
+def test_a_seed_that_was_begun_on_another_kind_of_machine_goes_on_there_alone(study, caplog):
     ablate(study, arms=["default"], seeds=[0])
     study.move("AMX")
-    assert ablate(study) == [run for run in RUNS if run not in ("default-0", "no_smoothing-0", "pgd-0")]
-    assert "pgd-0: passed over, default-0 was made on AVX2 auto and this is AMX auto; give it --seeds" in caplog.text
-    assert machines(study)["no_smoothing", 1] == "AMX auto"
+    assert ablate(study) == [run for run in RUNS if run not in RUNS_OF_SEED_0]
+    assert "tiny: 5 runs of seed 0 passed over, it was begun on AVX2 and this is AMX; run them there" in caplog.text
     study.move("AVX2")
-    assert ablate(study) == ["no_smoothing-0", "pgd-0"]
+    assert ablate(study) == [run for run in RUNS_OF_SEED_0 if run != "default-0"]
+    assert set(machines(study).values()) == {"AVX2", "AMX"}
+
+
+def test_results_that_no_longer_count_hold_a_seed_nowhere(study):
+    ablate(study, seeds=[0])
+    (study.root / "stages/train.py").write_text("print(2)\n")
+    study.commit()
+    study.move("AMX")
+    assert ablate(study, seeds=[0], keep_stale=True) == []
+    assert ablate(study, seeds=[0]) == RUNS_OF_SEED_0
+    assert set(machines(study).values()) == {"AMX"}
+
+
+def test_where_the_kind_of_machine_cannot_be_told_nothing_is_run(study):
+    (study.prepared / "machine").unlink()
+    with pytest.raises(UserError, match="nothing can be run here, exit status 1"):
+        ablate(study)
+    assert study.ran() == []
+
+
+def test_a_run_is_expected_to_take_as_long_as_on_such_a_machine(study):
+    made = {("bare", 0): Made("", "", "", "AMX", 10), ("default", 0): Made("", "", "", "AVX2", 30)}
+    assert of_machine(made, "AVX2") == {("default", 0): made["default", 0]}
+    assert of_machine(made, "H200") == made
 
 
 # Time
@@ -203,9 +225,6 @@ def test_a_run_that_would_not_end_in_time_is_not_started(study, monkeypatch, cap
     class Clone:
         commit = "c" * 40
 
-        def machine(self, precision):
-            return "AVX2"
-
         def run(self, name, params):
             clock[0] += 60
             return study.prepared / name
@@ -214,7 +233,7 @@ def test_a_run_that_would_not_end_in_time_is_not_started(study, monkeypatch, cap
     from framefold.study.arms import expand, read_study
 
     runs = planned(expand(read_study("tiny", study.root), [], study.root), [], [0])
-    assert work_off(runs, Clone(), records, "code", Budget(3.5), commit=False) == []
+    assert work_off(runs, Clone(), records, Place("code", "AVX2"), Budget(3.5), commit=False) == []
     assert study.table() == RUNS_OF_SEED_0[:3]
     assert f"out of time; 3 left, about 3 minutes: {', '.join(RUNS_OF_SEED_0[3:])}" in caplog.text
 
@@ -250,6 +269,7 @@ def test_a_dry_run_lists_what_is_left_and_starts_nothing(study, caplog):
     lines = [record.getMessage().split() for record in caplog.records]
     assert [line[2] for line in lines[:-1]] == ["no_smoothing-0", "pgd-0", "no_smoothing-1"]
     assert "3 runs left, about 0 minutes" in caplog.text
+    assert lines[0][3:] == ["(begun", "on", "AVX2)"]
 
 
 # Interruptions

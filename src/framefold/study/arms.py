@@ -50,7 +50,9 @@ class Method(Change):
 
     rival: str | None = None  # the arm that it is compared with; None: the recipe
     verdicts: list[Pool] | None = None  # those of the study's parts that can judge it; None: all
-    seeds: list[int] | None = Field(None, min_length=1)  # None: those of its list; an extending study has its own
+    seeds: list[int] | None = Field(
+        None, min_length=1
+    )  # None: those of its list; an extending study does not inherit them
 
 
 class Rung(Change):
@@ -115,7 +117,7 @@ class Extension(Group):
     extends: str = Field(pattern=NAME)
     changes: dict[str, dict[str, Any]] = Field(
         default_factory=dict
-    )  # arm: its new `what`, and `overrides` to join its own
+    )  # arm: its keys in place of the other's, `overrides` to join the other's
     leave_out: list[str] = Field(default_factory=list)  # arms
 
 

@@ -3,26 +3,30 @@
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from framefold.errors import UserError
-from framefold.study.arms import expand, read_study
+from framefold.study.arms import Arm, expand, read_study
 from framefold.study.digests import code_digest
 from framefold.study.records import SCRATCH, Records
 from framefold.study.runs import (
     Budget,
     Left,
+    MadeRuns,
+    Place,
     Run,
     expected_minutes,
     expected_seconds,
     is_fresh,
     left,
+    machines_by_seed,
     planned,
     work_off,
 )
-from framefold.study.workspace import Commands, Workspace, commands
+from framefold.study.workspace import Clone, Commands, RunFailedError, Workspace, commands
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +53,6 @@ def run(options: Options, root: Path = Path(), own: Commands | None = None) -> N
     root = root.resolve()
     study, code = read_study(options.study, root), code_digest(root)
     records, rest = Records(root, study.dataset), what_is_left(options, root, code)
-    for each in rest.stale:
-        log.warning(f"ablate {study.dataset} {each.name}: made with other params or code, will be replaced")
     if not rest.runs:
         log.info(f"ablate {study.dataset}: nothing left to run")
         return
@@ -58,9 +60,32 @@ def run(options: Options, root: Path = Path(), own: Commands | None = None) -> N
     workspace = Workspace(root, folder, own or commands(options.jobs, options.gpus), options.cache)
     budget = Budget(options.budget)
     with ending_by_signal(), workspace.opened() as clone:
-        failed = work_off(rest.runs, clone, records, code, budget, options.commit)
+        machine = kind_of_machine(clone)
+        here = rest.on(machine)
+        tell_of_the_rest(study.dataset, rest, here, machine)
+        failed = work_off(here, clone, records, Place(code, machine), budget, options.commit)
     if failed:
         raise UserError(f"ablate: {', '.join(each.name for each in failed)} failed, see above; the rest is recorded")
+
+
+def kind_of_machine(clone: Clone) -> str:
+    try:
+        return clone.machine()
+    except RunFailedError as error:
+        raise UserError(f"ablate: nothing can be run here, {error}") from None
+
+
+def tell_of_the_rest(dataset: str, rest: Left, here: Sequence[Run], machine: str) -> None:
+    """What will be replaced, and which seeds go on elsewhere."""
+    for run in here:
+        if run in rest.stale:
+            log.warning(f"ablate {dataset} {run.name}: made with other params or code, will be replaced")
+    elsewhere = Counter(run.seed for run in rest.runs if run not in here)
+    for seed, runs in elsewhere.items():
+        log.warning(
+            f"ablate {dataset}: {runs} runs of seed {seed} passed over, it was begun on {told(rest.begun[seed])} and "
+            f"this is {machine}; run them there, or begin other --seeds"
+        )
 
 
 @contextlib.contextmanager
@@ -80,8 +105,20 @@ def _end(number: int, _: object) -> None:
 
 def what_is_left(options: Options, root: Path, code: str) -> Left:
     study = read_study(options.study, root)
-    runs = planned(expand(study, options.overrides, root), options.arms, options.seeds)
-    return left(runs, Records(root, study.dataset).made(), code, options.keep_stale)
+    arms, made = expand(study, options.overrides, root), Records(root, study.dataset).made()
+    counting = recorded(arms, made)
+    if not options.keep_stale:
+        counting = [run for run in counting if is_fresh(run, made[run.arm.name, run.seed], code)]
+    runs = planned(arms, options.arms, options.seeds)
+    return left(runs, made, code, options.keep_stale, machines_by_seed(counting, made))
+
+
+def recorded(arms: Sequence[Arm], made: MadeRuns) -> list[Run]:
+    return [Run(arm, seed) for arm in arms for (name, seed) in made if name == arm.name]
+
+
+def told(machines: Collection[str]) -> str:
+    return " and ".join(sorted(machines))
 
 
 def show(options: Options, root: Path = Path()) -> None:
@@ -92,7 +129,9 @@ def show(options: Options, root: Path = Path()) -> None:
     for each in rest.runs:
         seconds = expected_seconds(each, made)
         length = "      ?" if seconds is None else f"{seconds / 60:7.1f}"
-        log.info(f"{length} min  {each.name}{' (made with other params or code)' if each in rest.stale else ''}")
+        notes = [f"begun on {told(rest.begun[each.seed])}"] if each.seed in rest.begun else []
+        notes += ["made with other params or code"] if each in rest.stale else []
+        log.info(" ".join([f"{length} min  {each.name}", *(f"({note})" for note in notes)]))
     log.info(f"ablate {study.dataset}: {len(rest.runs)} runs left, {expected_minutes(rest.runs, made)}")
 
 
@@ -104,10 +143,12 @@ def report(options: Options, root: Path = Path()) -> None:
     study, code = read_study(options.study, root), code_digest(root)
     arms = expand(study, options.overrides, root)
     made = Records(root, study.dataset).made()
-    known = [Run(arm, seed) for arm in arms for (name, seed) in made if name == arm.name]
+    known = recorded(arms, made)
     stale = [run for run in known if not is_fresh(run, made[run.arm.name, run.seed], code)]
-    told = known if options.keep_stale else [run for run in known if run not in stale]
+    counting = known if options.keep_stale else [run for run in known if run not in stale]
     for run in stale:
         what = "counted" if options.keep_stale else "left out"
         log.warning(f"ablate {study.dataset} {run.name}: made with other params or code, {what}")
-    write_report(study, arms, root, {(run.arm.name, run.seed) for run in told}, len(stale) if options.keep_stale else 0)
+    write_report(
+        study, arms, root, {(run.arm.name, run.seed) for run in counting}, len(stale) if options.keep_stale else 0
+    )

@@ -24,7 +24,8 @@ TITLES = {
     "added": "The recipe with one method more",
 }
 METHOD = """Scores are means over seeds ± their standard deviation. What a method is worth: the score with it minus the
-score without it, mean over the seeds that both arms have from one kind of machine; in brackets the 95 % interval of a
+score without it, mean over the seeds that both arms have, each pair from the same kind of machine (so it need not be
+the difference of two scores in the table, which may be means over other seeds); in brackets the 95 % interval of a
 paired bootstrap over videos and seeds ({resamples} resamples; of one seed, over videos alone), then ± the standard
 deviation over seeds. A method helps or hurts where the interval excludes zero; of {arms} arms some will by luck. No
 verdict stands where a part cannot judge an arm: it was chosen by these labels, or learned more of them than its rival.

@@ -1,6 +1,5 @@
 """Working a study off: which runs are left, in which order, how long they may take; each result is recorded at once."""
 
-import functools
 import logging
 import statistics
 import time
@@ -50,15 +49,28 @@ class Left:
 
     runs: list[Run]
     stale: list[Run]
+    begun: dict[int, set[str]]  # seed: kinds of machine that results with it were made on
+
+    def on(self, machine: str) -> list[Run]:
+        """Those that may run on this kind of machine: their seed was not begun on another one."""
+        return [run for run in self.runs if machine in self.begun.get(run.seed, {machine})]
 
 
-def left(runs: Sequence[Run], made: MadeRuns, code: str, keep_stale: bool) -> Left:
+def left(runs: Sequence[Run], made: MadeRuns, code: str, keep_stale: bool, begun: dict[int, set[str]]) -> Left:
     """keep_stale: results of other params or code are good enough."""
     there = {run: made.get((run.arm.name, run.seed)) for run in runs}
     fresh = {run for run, result in there.items() if result and is_fresh(run, result, code)}
     stale = [run for run, result in there.items() if result and run not in fresh]
     kept = fresh | set(stale if keep_stale else [])
-    return Left([run for run in runs if run not in kept], [] if keep_stale else stale)
+    return Left([run for run in runs if run not in kept], [] if keep_stale else stale, begun)
+
+
+def machines_by_seed(runs: Sequence[Run], made: MadeRuns) -> dict[int, set[str]]:
+    """The kinds of machine that results of these runs were made on."""
+    found: dict[int, set[str]] = {}
+    for run in runs:
+        found.setdefault(run.seed, set()).add(made[run.arm.name, run.seed].machine)
+    return found
 
 
 def is_fresh(run: Run, made: Made, code: str) -> bool:
@@ -71,6 +83,11 @@ def expected_seconds(run: Run, made: MadeRuns) -> float | None:
     if own:
         return own[-1]
     return statistics.median(result.seconds for result in made.values()) if made else None
+
+
+def of_machine(made: MadeRuns, machine: str) -> MadeRuns:
+    """Results made on this kind of machine, as only these tell how long runs take here; all, if there are none."""
+    return {key: result for key, result in made.items() if result.machine == machine} or made
 
 
 def expected_minutes(runs: Sequence[Run], made: MadeRuns) -> str:
@@ -95,21 +112,21 @@ class Budget:
         return time.monotonic() - self.started + (seconds or 0.0) < self.minutes * 60
 
 
-def work_off(runs: Sequence[Run], clone: Clone, records: Records, code: str, budget: Budget, commit: bool) -> list[Run]:
-    """Run what the budget has room for. A run that fails is shown and passed over; returned are those that failed.
+@dataclass(frozen=True)
+class Place:
+    """What runs are made with."""
 
-    One whose rival was made on another kind of machine is passed over, too: it could be held against nothing.
-    """
+    code: str  # digest
+    machine: str  # kind
+
+
+def work_off(
+    runs: Sequence[Run], clone: Clone, records: Records, place: Place, budget: Budget, commit: bool
+) -> list[Run]:
+    """Run what the budget has room for. A run that fails is shown and passed over; returned are those that failed."""
     failed = []
-    machine_of = functools.cache(clone.machine)
     for number, run in enumerate(runs, start=1):
-        made, machine = records.made(), machine_of(run.params["precision"])
-        if rival := rival_elsewhere(run, made, machine):
-            log.warning(
-                f"ablate {records.dataset} {run.name}: passed over, {run.arm.rival}-{run.seed} was made on "
-                f"{rival.machine} and this is {machine}; give it --seeds that are not begun"
-            )
-            continue
+        made = of_machine(records.made(), place.machine)
         expected = expected_seconds(run, made)
         if not budget.has_room(expected):
             rest = runs[number - 1 :]
@@ -121,7 +138,7 @@ def work_off(runs: Sequence[Run], clone: Clone, records: Records, code: str, bud
         if number > 1 and run.seed != runs[number - 2].seed:
             make_room(clone)
         try:
-            perform(run, clone, records, code, machine)
+            perform(run, clone, records, place)
         except RunFailedError as error:
             log.error(f"ablate {records.dataset} {run.name}: failed, {error}")
             failed.append(run)
@@ -129,12 +146,6 @@ def work_off(runs: Sequence[Run], clone: Clone, records: Records, code: str, bud
         if commit:
             commit_results(run, records)
     return failed
-
-
-def rival_elsewhere(run: Run, made: MadeRuns, machine: str) -> Made | None:
-    """The rival's result with this seed, if it was made on another kind of machine."""
-    rival = made.get((run.arm.rival, run.seed)) if run.arm.rival else None
-    return rival if rival and rival.machine != machine else None
 
 
 def make_room(clone: Clone) -> None:
@@ -145,11 +156,11 @@ def make_room(clone: Clone) -> None:
         log.warning(f"ablate: the cache was not tidied, {error}")
 
 
-def perform(run: Run, clone: Clone, records: Records, code: str, machine: str) -> None:
+def perform(run: Run, clone: Clone, records: Records, place: Place) -> None:
     started = time.monotonic()
     outcome = clone.run(run.name, run.params)
     seconds = time.monotonic() - started
-    made = Made(params_digest(run.params), code, clone.commit[:12], machine, seconds)
+    made = Made(params_digest(run.params), place.code, clone.commit[:12], place.machine, seconds)
     records.add(run.arm.name, run.seed, made, outcome)
     own = [row for row in records.rows() if (row["arm"], row["seed"]) == (run.arm.name, str(run.seed))]
     scores = ", ".join(f"{row['split']} {float(row['score']):.4f}" for row in own)

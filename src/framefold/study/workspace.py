@@ -34,14 +34,15 @@ class Commands:
 
     repro: Sequence[str]
     outcome: Sequence[str]  # with one more argument: the folder that it fills (see `framefold.study.outcome`)
-    machine: Sequence[str]  # with one more argument, params' precision: prints the kind of machine
+    machine: Sequence[str]  # with one more argument: the file that it writes (see `framefold.study.machine`)
     tidy: Sequence[str]  # drops what the cache holds of other runs than the last one
 
 
 def commands(jobs: int, gpus: Sequence[str]) -> Commands:
     slots = ["--gpus", ",".join(gpus)] if gpus else ["--jobs", str(jobs)]
+    seen = ["env", f"CUDA_VISIBLE_DEVICES={','.join(gpus)}"] if gpus else []
     outcome, machine = ([sys.executable, "-m", f"framefold.study.{name}"] for name in ("outcome", "machine"))
-    return Commands([*FRAMEFOLD, "repro", *slots], outcome, machine, ["dvc", "gc", "--workspace", "--force"])
+    return Commands([*FRAMEFOLD, "repro", *slots], outcome, [*seen, *machine], ["dvc", "gc", "--workspace", "--force"])
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ class Clone:
             self._start([*self.commands.outcome, str(outcome)], log)
         return outcome
 
-    def machine(self, precision: str) -> str:
-        """The kind that runs of this `precision` are made on. RunFailedError: what was said last."""
-        path = self._logs() / "machine.log"
-        with path.open("w", encoding="utf-8") as log:
-            self._start([*self.commands.machine, precision], log)
-        return path.read_text(encoding="utf-8").splitlines()[-1]
+    def machine(self) -> str:
+        """The kind that runs are made on. RunFailedError: what was said last."""
+        path = self._logs() / "machine"
+        with path.with_suffix(".log").open("w", encoding="utf-8") as log:
+            self._start([*self.commands.machine, str(path)], log)
+        return path.read_text(encoding="utf-8").strip()
 
     def tidy(self) -> None:
         """Make room when a seed is done with: no run with another one can use what its training has left."""
