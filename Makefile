@@ -28,7 +28,7 @@ repro: setup
 
 test: setup
 	python -m pytest
-	python -m pytest -n 0 -m "medium and not slow"
+	python -m pytest -n 2 -m "medium and not slow"
 
 test-slow: setup
 	python -m pytest
