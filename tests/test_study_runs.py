@@ -139,6 +139,21 @@ def test_the_clone_runs_the_commit_that_is_recorded(study):
     assert Records(study.root, "tiny").rows()[0]["commit"] == study.git("rev-parse", "HEAD")[:12]
 
 
+def test_the_clone_s_lock_file_still_tells_what_was_last_run_there(study):
+    """And the first time, that of the project."""
+    (study.root / "dvc.lock").write_text("of the project\n")
+    study.commit()
+    lock = study.root / ".ablation/tiny/dvc.lock"
+    ablate(study, arms=["bare"], seeds=[0])
+    assert lock.read_text() == "of the project\n"
+    lock.write_text("of the clone\n")
+    (study.root / "stages/train.py").write_text("print(2)\n")
+    study.commit()
+    ablate(study, arms=["bare"], seeds=[0])
+    assert lock.read_text() == "of the clone\n"
+    assert (study.root / "dvc.lock").read_text() == "of the project\n"
+
+
 def test_a_cache_can_be_shared(study, tmp_path):
     (study.root / ".dvc").mkdir()
     (study.root / ".dvc/config").write_text("[core]\n    analytics = false\n")

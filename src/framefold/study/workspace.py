@@ -14,6 +14,7 @@ from typing import IO, Any
 import yaml
 
 from framefold.errors import UserError
+from framefold.lockfile import LOCK
 from framefold.params.base import PARAMS_FILE
 from framefold.runtime import RUNTIME_FILE
 from framefold.storage import write_aside, write_folder_aside
@@ -81,7 +82,8 @@ class Workspace:
         if not (self.folder / ".git").is_dir():
             raise UserError(f"{self.folder}: not a clone that a study has made; give another --workdir")
         git(self.folder, "fetch", "--quiet", str(self.root), commit)
-        git(self.folder, "checkout", "--quiet", "--force", "--detach", commit)
+        with unchanged(self.folder / LOCK):  # it tells what is there: else all is linked anew, demo data made anew
+            git(self.folder, "checkout", "--quiet", "--force", "--detach", commit)
         if self.cache is not None:
             (self.folder / ".dvc/config.local").write_text(f"[cache]\n    dir = {self.cache.resolve()}\n", "utf-8")
         if (self.root / RUNTIME_FILE).is_file():
@@ -153,6 +155,16 @@ class Clone:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder / "src"), os.environ.get("PYTHONPATH")])),
         }
+
+
+@contextlib.contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """A file that is there keeps its content, whatever happens to it."""
+    content = path.read_bytes() if path.is_file() else None
+    yield
+    if content is not None:
+        with write_aside(path) as aside:
+            aside.write_bytes(content)
 
 
 def environment() -> dict[str, str]:
