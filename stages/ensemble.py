@@ -9,7 +9,7 @@ import numpy as np
 
 from framefold.data.samples import read_columns
 from framefold.errors import command
-from framefold.evaluation.report import add_refit, write_contributions, write_report
+from framefold.evaluation.report import write_contributions, write_report
 from framefold.evaluation.scoring import Scorer
 from framefold.evaluation.splits import read_labeled, read_targets
 from framefold.inference.bundle import Bundle, write_bundle
@@ -52,10 +52,8 @@ def main() -> None:
         refit = bundle.scores({arch: students.refit_logits(arch) for arch in archs}) if refits else None
         scorer = Scorer(read_targets(labeled, folds, root, test_ids), load(EnsembleParams))
         scratch.guard()
-        write_report(students, logits, final, blend, scorer, root)
+        write_report(students, logits, final, refit, blend, scorer, root)
         write_contributions(bundle, students, logits, scorer)
-        if refit is not None:
-            add_refit(refit, final["test"], scorer)
         submit(root, students, final["test"] if refit is None else refit)
         with write_folder_aside("models/ensemble") as aside:
             write_bundle(aside, bundle.model_copy(update={"folds": refits or bundle.folds}))

@@ -40,10 +40,14 @@ def torch_alone() -> float:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_ready_within_three_seconds_or_one_without_torch(stage, torch_alone):
-    """On a slow machine within half as long again as torch takes, or a third of that without it."""
+    """On a slow machine within half as long again as torch takes, or a third of that without it.
+
+    What else is at work there can only add to it, so the best of three counts."""
     seconds, slow = start(f"stages.{stage}")
     assert slow <= ({"torch"} if stage in WITH_TORCH else set())
-    assert seconds < (max(3, 1.5 * torch_alone) if "torch" in slow else max(1, torch_alone / 3))
+    bound = max(3, 1.5 * torch_alone) if "torch" in slow else max(1, torch_alone / 3)
+    again = (start(f"stages.{stage}")[0] for _ in range(2))
+    assert seconds < bound or any(each < bound for each in again), (seconds, bound)
 
 
 def test_a_slow_import_is_noticed():

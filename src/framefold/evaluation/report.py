@@ -19,22 +19,35 @@ METRICS = Path("metrics")
 
 
 def write_report(
-    students: Students, logits: dict[str, Logits], final: Predictions, blend: dict[str, Any], scorer: Scorer, root: Path
+    students: Students,
+    logits: dict[str, Logits],
+    final: Predictions,
+    refit: np.ndarray | None,
+    blend: dict[str, Any],
+    scorer: Scorer,
+    root: Path,
 ) -> None:
-    """logits: per architecture, before reweighting; final: scores of the ensemble; root: the data set's."""
+    """logits: per architecture, before reweighting; final: scores of the ensemble; refit (N, C): those of the test
+    videos by models of all labelled videos; root: the data set's. Each file is written once: a kill leaves none that
+    lacks something."""
     arch, fold = students.best_fold(logits)
     single = students.fold_logits(arch, fold)
     entries = {name: scorer.entries(parts) for name, parts in logits.items()} | {"ensemble": scorer.entries(final)}
     entries["best_fold"] = scorer.entries(single) | fold_entry(students, fold, single["validation"], scorer)
-    write_json(METRICS / "metrics.json", marked(entries))
     rivals: dict[str, Predictions] = {**logits, "best_fold": single}
     comparisons: dict[str, Any] = {f"ensemble_minus_{name}": scorer.differences(final, rivals[name]) for name in rivals}
+    checks: dict[str, Any] = {}
+    if refit is not None:
+        entries["full_data"] = refit_entry(refit, scorer)
+        comparisons["full_data_minus_ensemble"] = scorer.differences({"test": refit}, {"test": final["test"]})
+        checks["full_data_agrees"] = refit_check(refit, final["test"], entries["ensemble"]["out_of_fold"]["top1"])
+    write_json(METRICS / "metrics.json", marked(entries))
     write_json(METRICS / "comparisons.json", marked(comparisons | {"best_fold_is": f"{arch}/{fold}"} | oracle(root)))
     write_json(METRICS / "optimism.json", marked(out_of_fold_optimism(students, logits, scorer)))
     write_json(METRICS / "reweight.json", marked(reweighting(students, blend)))
     chosen = {arch: selection_of(students.fold_reports(arch)) for arch in students.archs}
     write_json(METRICS / "selection.json", marked(chosen))
-    checks = all_checks(students.archs, students.folds, students.models, METRICS)
+    checks |= all_checks(students.archs, students.folds, students.models, METRICS)
     write_json(METRICS / "alive.json", checks | selection_checks(chosen))
     write_plots(students, final, scorer)
 
@@ -66,22 +79,15 @@ def write_contributions(bundle: Bundle, students: Students, logits: dict[str, Lo
     write_json(METRICS / "contributions.json", marked(content))
 
 
-def add_refit(refit: np.ndarray, ensemble: np.ndarray, scorer: Scorer) -> None:
-    """refit, ensemble (N, C): scores of the test videos by models of all labelled videos, and by those of the folds.
+def refit_entry(refit: np.ndarray, scorer: Scorer) -> dict[str, Any]:
+    """refit (N, C): scores of the test videos by models of all labelled videos. No labelled video is left to judge
+    them: only the test truth, where there is one, and the cross-validated score of the folds' models by one recipe."""
+    return scorer.entries({"test": refit}) | {"estimate": "ensemble.out_of_fold, ensemble.holdout"}
 
-    No labelled video is left to judge the former: only the test truth, where there is one, and their agreement with
-    the latter, whose cross-validated score is their estimate. Two trainings by one recipe agree more often with each
-    other than either does with the truth.
-    """
-    metrics, comparisons, alive = (read_json(METRICS / f"{name}.json") for name in ("metrics", "comparisons", "alive"))
-    entries, differences = (content.get("leaky", content) for content in (metrics, comparisons))
-    estimate = "ensemble.out_of_fold, ensemble.holdout"
-    entries["full_data"] = scorer.entries({"test": refit}) | {"estimate": estimate}
-    differences["full_data_minus_ensemble"] = scorer.differences({"test": refit}, {"test": ensemble})
-    agreement = float((refit.argmax(axis=1) == ensemble.argmax(axis=1)).mean())
-    alive["full_data_agrees"] = above(agreement, entries["ensemble"]["out_of_fold"]["top1"])
-    for name, content in (("metrics", metrics), ("comparisons", comparisons), ("alive", alive)):
-        write_json(METRICS / f"{name}.json", content)
+
+def refit_check(refit: np.ndarray, ensemble: np.ndarray, top1: float) -> dict[str, Any]:
+    """Two trainings by one recipe agree more often with each other than either does with the truth (`top1`)."""
+    return above(float((refit.argmax(axis=1) == ensemble.argmax(axis=1)).mean()), top1)
 
 
 def marked(entries: dict[str, Any]) -> dict[str, Any]:
