@@ -20,7 +20,7 @@ from small_study import ACCURACY, ROOT, RUNS, RUNS_OF_SEED_0, SmallStudy, make, 
 from framefold.errors import UserError
 from framefold.study.command import run, show
 from framefold.study.records import FINAL_COLUMNS, Made, Records
-from framefold.study.runs import Budget, Place, expected_seconds, of_machine, planned, work_off
+from framefold.study.runs import Budget, Place, expected_seconds, planned, work_off
 
 FIRST = ["dataset", "arm", "seed", "split", "score", "lv1_micro", "lv1_macro", "lv2_micro", "lv2_macro"]
 SIGNALLED = """
@@ -222,10 +222,12 @@ def test_where_the_kind_of_machine_cannot_be_told_nothing_is_run(study):
     assert study.ran() == []
 
 
-def test_a_run_is_expected_to_take_as_long_as_on_such_a_machine(study):
-    made = {("bare", 0): Made("", "", "", "AMX", 10), ("default", 0): Made("", "", "", "AVX2", 30)}
-    assert of_machine(made, "AVX2") == {("default", 0): made["default", 0]}
-    assert of_machine(made, "H200") == made
+def test_a_run_is_expected_to_take_as_long_as_its_arm_last_took_on_such_a_machine(study):
+    from framefold.study.arms import expand, read_study
+
+    (bare,) = planned(expand(read_study("tiny", study.root), [], study.root), ["bare"], [2])
+    made = {("bare", 0): Made("", "", "", "AVX2", 30), ("bare", 1): Made("", "", "", "AMX", 10)}
+    assert [expected_seconds(bare, made, machine) for machine in ("AVX2", "AMX", "H200")] == [30, 10, 10]
 
 
 # Time

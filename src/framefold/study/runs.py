@@ -77,21 +77,17 @@ def is_fresh(run: Run, made: Made, code: str) -> bool:
     return (made.params, made.code) == (params_digest(run.params), code)
 
 
-def expected_seconds(run: Run, made: MadeRuns) -> float | None:
-    """As long as the arm last took, else what half of the study's runs took at most; None: there were none."""
-    own = [result.seconds for (arm, _), result in made.items() if arm == run.arm.name]
+def expected_seconds(run: Run, made: MadeRuns, machine: str | None = None) -> float | None:
+    """As long as the arm last took, if possible on this kind of `machine`, else what half of the study's runs took at
+    most; None: there were none."""
+    own = [result for (arm, _), result in made.items() if arm == run.arm.name]
     if own:
-        return own[-1]
+        return ([result for result in own if result.machine == machine] or own)[-1].seconds
     return statistics.median(result.seconds for result in made.values()) if made else None
 
 
-def of_machine(made: MadeRuns, machine: str) -> MadeRuns:
-    """Results made on this kind of machine, as only these tell how long runs take here; all, if there are none."""
-    return {key: result for key, result in made.items() if result.machine == machine} or made
-
-
-def expected_minutes(runs: Sequence[Run], made: MadeRuns) -> str:
-    seconds = [expected_seconds(run, made) for run in runs]
+def expected_minutes(runs: Sequence[Run], made: MadeRuns, machine: str | None = None) -> str:
+    seconds = [expected_seconds(run, made, machine) for run in runs]
     known = [each for each in seconds if each is not None]
     return f"about {sum(known) / 60:.0f} minutes" if len(known) == len(seconds) else "nobody knows how long"
 
@@ -126,12 +122,12 @@ def work_off(
     """Run what the budget has room for. A run that fails is shown and passed over; returned are those that failed."""
     failed = []
     for number, run in enumerate(runs, start=1):
-        made = of_machine(records.made(), place.machine)
-        expected = expected_seconds(run, made)
+        made = records.made()
+        expected = expected_seconds(run, made, place.machine)
         if not budget.has_room(expected):
             rest = runs[number - 1 :]
             names = ", ".join(each.name for each in rest)
-            log.info(f"ablate: out of time; {len(rest)} left, {expected_minutes(rest, made)}: {names}")
+            log.info(f"ablate: out of time; {len(rest)} left, {expected_minutes(rest, made, place.machine)}: {names}")
             break
         about = "" if expected is None else f", about {expected / 60:.1f} minutes"
         log.info(f"ablate {records.dataset} {run.name}: {number} of {len(runs)}{about}")
