@@ -30,7 +30,7 @@ def main() -> None:
     params, runtime = load(EncoderParams, "encoders.frozen"), load_runtime()
     runtime.prepare_cpu()
     root, workers = Path(load(DataParams).root), runtime.workers
-    probe = FramesProbe(root, open_labeled(), read_categories(), workers, params.batch_size)
+    probe = FramesProbe(root, open_labeled(), read_categories(), workers, params.batch_size, lambda: None)
     for size in parser.parse_args().sizes:
         encoder = load_vision_encoder(params.model_copy(update={"image_size": size}))
         start = cpu_seconds()

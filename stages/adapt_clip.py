@@ -83,7 +83,7 @@ def adapt(
     vectors = token_vectors(tokens, training.rows, vocab_size, params.adapt.embed_dim, seed)
     # on the device before anything is measured: tensors moved under inference_mode could not be trained
     model = ContrastiveModel(encoder, vectors, params.adapt.temperature).to(runtime.torch_device())
-    probe = FramesProbe(root, labeled, read_categories(), runtime.workers, params.batch_size)
+    probe = FramesProbe(root, labeled, read_categories(), runtime.workers, params.batch_size, scratch.guard)
     before = measure(model, probe, kept)
     result = train(
         ContrastiveTask(model),

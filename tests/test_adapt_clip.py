@@ -5,8 +5,10 @@ pytest tests/test_adapt_clip.py; the medium tests with -m medium
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from framefold.data.manifest import SplitManifest, write_manifest
 from framefold.data.pairs import PairSamples, usable_rows
 from framefold.data.tokens import TokenStore
 from framefold.data.videos import open_labeled
+from framefold.data.workers import WorkerPool
+from framefold.evaluation import frames_probe
 from framefold.models.vision import load_encoder, load_vision_encoder
 from framefold.params.base import load
 from framefold.params.encoders import EncoderParams
@@ -169,6 +173,26 @@ def test_training_changes_the_tower_and_measures_it(mini: MiniRoot) -> None:
     for name in ("probe", "probe_standardized", "retrieval", "held_out_loss"):
         assert {f"{name}_before", f"{name}_after"} <= metrics.keys()
     assert read_encoder_config(TARGET)["adapted_epochs"] == 2
+
+
+def die(_: object) -> None:
+    os._exit(1)
+
+
+def test_a_signal_that_ends_the_probes_workers_too_is_told_as_such(
+    mini: MiniRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent to the whole group: 128 + signal, as of a stage that was stopped, and not an error about a dead worker."""
+
+    def decode(pool: WorkerPool, read: Any, entries: Iterable[Any]) -> Iterator[Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pool.map(die, entries)
+
+    monkeypatch.setenv("FRAMEFOLD_WORKERS", "1")
+    monkeypatch.setattr(frames_probe, "decode", decode)
+    with pytest.raises(SystemExit) as stopped:
+        adapt()
+    assert stopped.value.code == 128 + signal.SIGTERM
 
 
 def test_interrupted_ends_with_the_same_bytes(mini: MiniRoot, monkeypatch: pytest.MonkeyPatch) -> None:

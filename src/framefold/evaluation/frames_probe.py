@@ -12,7 +12,7 @@ from framefold.data.folds import HOLDOUT, Folds
 from framefold.data.images import Preprocess
 from framefold.data.manifest import SplitManifest
 from framefold.data.videos import fold_rows
-from framefold.data.workers import WorkerPool, batched
+from framefold.data.workers import Guard, WorkerPool, batched
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.probe import linear_scores
 
@@ -22,13 +22,13 @@ VIDEOS_AT_ONCE = 1024  # batches end with them
 
 
 class FramesProbe:
-    """Labelled videos outside the holdout; every fold is predicted from the others."""
+    """Labelled videos outside the holdout; every fold is predicted from the others. What `guard` raises ends it."""
 
-    def __init__(self, root: Path, labeled: Folds, categories: list[str], workers: int, batch_size: int):
+    def __init__(self, root: Path, labeled: Folds, categories: list[str], workers: int, batch_size: int, guard: Guard):
         usable = np.flatnonzero(labeled.fold != HOLDOUT)
         self.rows = np.sort(np.random.default_rng(0).permutation(usable)[:MAX_VIDEOS])
         self.root, self.labeled, self.categories = root, labeled, categories
-        self.workers, self.batch_size = workers, batch_size
+        self.workers, self.batch_size, self.guard = workers, batch_size, guard
 
     def score(self, encode: Encode, preprocess: Preprocess, dim: int) -> dict[str, float]:
         """Official scores out of fold of a linear SVM on mean features.
@@ -65,7 +65,7 @@ class FramesProbe:
         """(len(rows), dim): zeros for a video without frames."""
         means = np.zeros((len(self.rows), dim), np.float32)
         manifest, place = SplitManifest(self.root, "labeled"), 0
-        with WorkerPool(self.workers, lambda: None) as pool:
+        with WorkerPool(self.workers, self.guard) as pool:
             videos = partial(decode, pool, Decoder(str(self.root), preprocess, MAX_FRAMES))
             source = EncodedFrames(manifest, videos, encode, dim, self.batch_size)
             todo = batched(self.labeled.ids.take(self.rows).to_pylist(), VIDEOS_AT_ONCE)
