@@ -19,6 +19,7 @@ from framefold.inference.fold_models import (
     Fold,
     Predictor,
     average_folds,
+    check_kept,
     last_checkpoints,
     publish_folds,
     publish_model,
@@ -63,6 +64,8 @@ def main() -> None:
         names: list[Fold] = [*folds, *refits]
         sources, folders = ({name: folder / str(name) for name in names} for folder in (source, scratch.folder))
         labeled, test = (open_videos_for(example, split, student.encoder, root) for split in ("labeled", "test"))
+        for folder in sources.values():
+            check_kept(folder, params.last)
         predictor = open_predictor(labeled, test, student, params.batch_size, scratch, blocks)
         # students that label in a later round: its own are judged on the fold that would choose
         greedy = params.method == "greedy" and round_.name is None

@@ -1,5 +1,6 @@
 """The finetune stage, run as its command: .venv/bin/python -m pytest -m "medium or not medium" -k finetune_stage"""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from stores import ROOT, make_pretrained, make_project, small_params, write_origins, write_soft_labels
 
 from framefold.params.finetune import CheckpointParams
@@ -110,6 +112,34 @@ def test_a_resume_that_forgets_the_random_numbers_is_noticed(tmp_path, uninterru
     found = content(root)
     assert found.keys() == uninterrupted.keys()
     assert found != uninterrupted
+
+
+@pytest.mark.medium
+def test_r_drop_without_dropout_is_refused_by_the_stage_itself(tmp_path):
+    """`dvc repro` alone does not look at params.yaml as a whole."""
+    root = project(tmp_path, r_drop=1.0)
+    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    params["models"]["single_stream"]["dropout"] = params["student"]["text"]["sizes"]["dropout"] = 0.0
+    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    process = start(root, STAGE)
+    told, _ = process.communicate(timeout=300)
+    assert told == (
+        "error: finetune.r_drop compares two passes, but models.single_stream has no dropout; "
+        "set models.single_stream.dropout, or r_drop to 0\n"
+    )
+    assert process.returncode == 1
+    assert not (root / OUTPUT).exists()
+
+
+@pytest.mark.medium
+def test_a_student_of_leaky_labels_says_so(tmp_path, uninterrupted):
+    """What keeps it from labelling in an honest round, see test_leaks.py."""
+    root = project(tmp_path)
+    path = root / "data/pseudo/teachers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"leaky": True}), encoding="utf-8")
+    finish(start(root, STAGE))
+    assert json.loads(content(root)["origin.json"])["leaky"] is True
+    assert json.loads(uninterrupted["origin.json"])["leaky"] is False
 
 
 @pytest.mark.medium

@@ -132,6 +132,8 @@ def test_words_where_numbers_belong_are_refused(params):
         ("teacher.training.oversampling", 1.5, "teacher.training.oversampling"),
         ("finetune.loss.class_balance", 1.0, "finetune.loss.class_balance"),
         ("student.text.folder", "pretrained/bert", "exactly one"),
+        ("pretrain.masking.frame_rate", 0.0, "masking.frame_rate must be above 0"),
+        ("earlier_rounds", {"first": "models/teacher"}, "earlier_rounds.first labels for no later round"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(params, key, value, told):
@@ -151,7 +153,34 @@ def test_methods_that_live_on_dropout_are_refused_without_it(params, block, mode
     validate_all(silent)
     assert f"{model} has no dropout" in refusal(changed(silent, f"{block}.r_drop", 0.5))
     validate_all(changed(changed(silent, f"{block}.r_drop", 0.5), f"{text}.sizes.dropout", 0.1))
-    assert f"{model}.dropout is 0" in refusal(changed(silent, f"{model}.dropout_samples", 3))
+    assert "but dropout is 0" in refusal(changed(silent, f"{model}.dropout_samples", 3))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "objective"),
+    [
+        ("mismatched.hard", 0.5, "itm"),
+        ("contrast.queue", 64, "itc"),
+        ("contrast.soft_targets", 0.4, "itc"),
+        ("labels.hard", 1.0, "distillation"),
+        ("labels.balance", 0.5, "distillation"),
+    ],
+)
+def test_a_setting_of_an_objective_that_is_off_is_refused(params, key, value, objective):
+    """It would be ignored. One architecture that has the objective is enough."""
+    params = changed(params, f"pretrain.{key}", value)
+    validate_all(params)
+    for arch in ("single_stream", "dual_stream"):
+        params = changed(params, f"pretrain.weights.{arch}.{objective}", 0.0)
+    assert f"{key.removesuffix('.hard').removesuffix('.balance')}" in refusal(params)
+    assert f"{objective} has weight 0" in refusal(params)
+
+
+def test_a_temperature_is_fitted_on_predictions_of_labellers_that_never_heard_of_the_labels(params):
+    params = changed(changed(params, "pseudo_label.temperature", "fitted"), "earlier_rounds.first", "models/teacher")
+    students = changed(params, "pseudo_label.teachers", "models/rounds/first/swa")
+    assert "pseudo_label.temperature is fitted" in refusal(students)
+    validate_all(changed(students, "pretrain.per_fold", True))
 
 
 def test_honest_pretraining_needs_the_teachers_of_its_folds(params):

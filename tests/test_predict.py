@@ -15,6 +15,7 @@ from framefold.data.manifest import write_manifest
 from framefold.data.videos import open_labeled
 from framefold.errors import UserError
 from framefold.inference.blocks import BlockFolder
+from framefold.inference.fold_models import check_kept
 from framefold.inference.predict_command import run
 from framefold.inference.predictions import read_predictions, write_predictions
 from framefold.storage import read_json, sha256_of, write_json
@@ -177,6 +178,26 @@ def test_only_the_last_checkpoints_count(project, last):
     final = load_file("models/finetune/single_stream/0/epoch-1.safetensors")
     averaged = load_file(SWA / "0/model.safetensors")
     assert all(np.array_equal(averaged[name], final[name]) for name in final) == (last == 1)
+
+
+def test_more_checkpoints_than_are_kept_are_refused(project):
+    """`dvc repro` alone does not look at params.yaml as a whole: the stage must not average fewer in silence."""
+    report = Path("models/finetune/single_stream/0/metrics.json")
+    report.write_text(json.dumps(read_json(report) | {"epochs": [{}] * 4}), encoding="utf-8")
+    tiny_project.write_params([0], **{"average_weights.last": 3})
+    with pytest.raises(UserError, match=r"average_weights.last is 3, but .* keeps 2"):
+        check_kept(report.parent, 3)
+    with pytest.raises(SystemExit, match="1"):
+        tiny_project.run_stage("average_weights", "--arch", "single_stream")
+
+
+def test_the_latest_of_the_best_checkpoints_are_not_averaged(project):
+    """They are in no order of time: fewer than all of them would be the last ones after all."""
+    report = Path("models/finetune/single_stream/0/metrics.json")
+    report.write_text(json.dumps(read_json(report) | {"selection": {}}), encoding="utf-8")
+    check_kept(report.parent, 2)
+    with pytest.raises(UserError, match="1 of the 2 best checkpoints"):
+        check_kept(report.parent, 1)
 
 
 def test_a_removed_fold_leaves_no_trace(project):

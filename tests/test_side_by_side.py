@@ -5,6 +5,7 @@ That two stages at a time give the same dvc.lock as one is tested in test_dvc.py
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from framefold.side_by_side import deal, joined, read_graph, waves, with_descendants
 
+ROOT = Path(__file__).resolve().parents[1]
 DOT = """strict digraph {
 "ingest";
 "split";
@@ -103,6 +105,7 @@ def folder(tmp_path: Path) -> Path:
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "dot").write_text(DOT, encoding="utf-8")
     (tmp_path / "changed").write_text("ingest", encoding="utf-8")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     return tmp_path
 
 
@@ -172,6 +175,18 @@ def test_a_torn_lock_is_mended_before_dvc_reads_it(folder: Path):
     (folder / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ingest:\n    cm", encoding="utf-8")
     assert start(folder).wait() == 0
     assert not (folder / "dvc.lock").exists()
+
+
+def test_params_that_contradict_each_other_start_nothing(folder: Path):
+    """A stage would tell when its turn has come, perhaps after hours."""
+    params = (folder / "params.yaml").read_text(encoding="utf-8").replace("  last: 2", "  last: 3")
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
+    process = start(folder)
+    told = process.communicate()[1]
+    assert told.startswith("error: params.yaml: average_weights.last is 3")
+    assert told.count("\n") == 1
+    assert process.returncode == 1
+    assert not (folder / "calls").exists()
 
 
 def test_without_dvc_it_says_so(folder: Path):

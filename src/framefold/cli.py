@@ -29,8 +29,11 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def repro(arguments: argparse.Namespace) -> None:
+    from framefold.params.base import read
+    from framefold.params.validation import validate_all
     from framefold.side_by_side import repro
 
+    validate_all(read())  # a stage would find what contradicts another group's values only when its turn comes
     repro(arguments.jobs, arguments.gpus)
 
 

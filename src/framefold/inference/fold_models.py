@@ -14,6 +14,7 @@ from framefold.data.batches import EpochBatches
 from framefold.data.folds import HOLDOUT, REFIT, Folds
 from framefold.data.pseudo_labels import ORIGIN
 from framefold.data.videos import Videos, fold_rows, read_categories
+from framefold.errors import UserError
 from framefold.inference.batch_statistics import recompute_statistics
 from framefold.inference.blocks import BlockFolder
 from framefold.inference.greedy_soup import FoldVideos, choose_soup, soup_labels
@@ -176,6 +177,19 @@ class Predictor:
 def missing_blocks(parts: Sequence[Part]) -> list[tuple[int, int]]:
     """(place in `parts`, block), by model: a process that takes them in turn seldom loads another."""
     return [(place, number) for place, part in enumerate(parts) for number in part.blocks.open()]
+
+
+def check_kept(source: Path, last: int) -> None:
+    """UserError: finetuning has kept fewer checkpoints than are to be averaged though it had them, or the best of
+    them, which are in no order of time."""
+    report, kept = read_json(source / "metrics.json"), len(kept_checkpoints(source))
+    if kept < min(last, len(report["epochs"])):
+        raise UserError(f"average_weights.last is {last}, but {source} keeps {kept}; set finetune.checkpoints.keep")
+    if "selection" in report and last != kept:
+        raise UserError(
+            f"average_weights.last is {last} of the {kept} best checkpoints that {source} keeps; "
+            "set it and finetune.checkpoints.keep to the same number"
+        )
 
 
 def last_checkpoints(fold: Fold, source: Path, last: int) -> tuple[Sequence[str], Mapping[str, float]]:

@@ -9,6 +9,8 @@ from framefold.params.labels import LabelParams
 from framefold.params.supervised import SupervisedParams
 from framefold.params.training import LearningRates
 
+OWN_TOWERS = "finetune.vision.lr is above 0, but students with own towers do not label; set it to 0 or drop the rounds"
+
 
 class CheckpointParams(Group):
     """Which EMA checkpoints (one per epoch) are kept for weight averaging."""

@@ -3,6 +3,7 @@
 from pydantic import Field, PositiveInt, model_validator
 
 from framefold.params.base import Group
+from framefold.params.models import HeadParams, TextModelParams
 from framefold.params.training import AdversarialParams, TrainingParams
 
 Weight = Field(ge=0)  # 0: off
@@ -51,3 +52,14 @@ class SupervisedParams(TrainingParams):
     def peak_rates(self) -> dict[str, float]:
         """Peak learning rates by the roles of the parameters."""
         return self.lr.model_dump()
+
+
+def r_drop_problem(
+    name: str, training: SupervisedParams, model: str, head: HeadParams, text: TextModelParams
+) -> str | None:
+    """Why R-Drop, which compares two dropout masks, would be zero at twice the cost; `name` and `model` are the keys of
+    the training and of the head. What a BERT folder says of dropout is not known here."""
+    silent = text.sizes is not None and not text.sizes.dropout and not head.dropout
+    if not training.r_drop or not silent:
+        return None
+    return f"{name}.r_drop compares two passes, but {model} has no dropout; set {model}.dropout, or r_drop to 0"

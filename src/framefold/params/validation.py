@@ -15,7 +15,7 @@ from framefold.params.data import DataParams
 from framefold.params.demo import DemoParams
 from framefold.params.encoders import EncoderParams
 from framefold.params.ensemble import EnsembleParams
-from framefold.params.finetune import FinetuneParams
+from framefold.params.finetune import OWN_TOWERS, FinetuneParams
 from framefold.params.ingest import IngestParams
 from framefold.params.models import (
     DualStreamParams,
@@ -30,7 +30,7 @@ from framefold.params.pseudo_label import PseudoLabelParams
 from framefold.params.reference import ReferenceParams
 from framefold.params.reweight import ReweightParams
 from framefold.params.split import SplitParams
-from framefold.params.supervised import SupervisedParams
+from framefold.params.supervised import SupervisedParams, r_drop_problem
 from framefold.params.teacher import TeacherParams
 from framefold.params.text import TextParams
 
@@ -56,6 +56,7 @@ GROUPS: tuple[type[Group], ...] = (
 Arch = Literal["single_stream", "dual_stream"]
 Split = Literal["labeled", "unlabeled", "test"]
 SIZES: dict[Arch, type[HeadParams]] = {"single_stream": SingleStreamParams, "dual_stream": DualStreamParams}
+TEACHERS = "models/teacher"
 SPECIAL_TOKENS = 4  # [CLS] and one [SEP] after each of title, asr, ocr
 
 
@@ -93,9 +94,7 @@ def _contradictions(
     if teacher.n_folds > split.n_folds:
         yield f"teacher.n_folds is {teacher.n_folds}, above split.n_folds, {split.n_folds}; some would hold out nothing"
     yield from _rounds(run.earlier_rounds, groups[PseudoLabelParams])
-    who = {*run.earlier_rounds.values(), groups[PseudoLabelParams].teachers}
-    if groups[FinetuneParams].vision.lr and who != {"models/teacher"}:
-        yield "finetune.vision.lr is above 0, but students with own towers do not label; set it to 0 or drop the rounds"
+    yield from _labelling_students(run.earlier_rounds, groups)
     yield from _data(groups[DataParams], groups[DemoParams])
     yield from _checkpoints(groups[FinetuneParams], groups[AverageWeightsParams])
     yield from _distillation(groups[PretrainParams], run, teacher)
@@ -139,7 +138,7 @@ def _subset(name: str, folds: list[int], n_folds: int, bound: str) -> Iterator[s
 
 
 def _rounds(earlier: dict[str, str], final: PseudoLabelParams) -> Iterator[str]:
-    known = ["models/teacher"]
+    known = [TEACHERS]
     for name, teachers in earlier.items():
         if not re.fullmatch(r"[a-z0-9_]+", name):
             yield f"earlier_rounds has {name!r}; name rounds by small letters, digits and underscores"
@@ -148,6 +147,23 @@ def _rounds(earlier: dict[str, str], final: PseudoLabelParams) -> Iterator[str]:
         known.append(f"models/rounds/{name}/swa")
     if final.teachers not in known:
         yield f"pseudo_label.teachers is {final.teachers}; give one of {', '.join(known)}"
+    asked = {*earlier.values(), final.teachers}
+    for name in earlier:
+        if f"models/rounds/{name}/swa" not in asked:
+            yield f"earlier_rounds.{name} labels for no later round; name models/rounds/{name}/swa in one, or drop it"
+
+
+def _labelling_students(earlier: dict[str, str], groups: dict[type[Group], Any]) -> Iterator[str]:
+    """What cannot be where students label in a later round."""
+    if {*earlier.values(), groups[PseudoLabelParams].teachers} == {TEACHERS}:
+        return
+    if groups[FinetuneParams].vision.lr:
+        yield OWN_TOWERS
+    if groups[PseudoLabelParams].temperature == "fitted" and not groups[PretrainParams].per_fold:
+        yield (
+            "pseudo_label.temperature is fitted on the labellers' out-of-fold predictions, but students have learned "
+            "labels of those videos; give a number, or set pretrain.per_fold=true"
+        )
 
 
 def _data(data: DataParams, demo: DemoParams) -> Iterator[str]:
@@ -181,12 +197,9 @@ def _distillation(pretrain: PretrainParams, run: RunParams, teacher: TeacherPara
 def _dropout(
     name: str, training: SupervisedParams, models: dict[str, HeadParams], text: TextModelParams
 ) -> Iterator[str]:
-    """Methods that live on dropout, where there is none."""
-    for model, head in models.items():
-        if training.r_drop and not head.dropout and text.sizes is not None and not text.sizes.dropout:
-            yield f"{name}.r_drop compares two passes, but {model} has no dropout; set {model}.dropout, or r_drop to 0"
-        if head.dropout_samples > 1 and not head.dropout:
-            yield f"{model}.dropout_samples is {head.dropout_samples}, but {model}.dropout is 0; set one of them"
+    """R-Drop where there is none."""
+    problems = (r_drop_problem(name, training, model, head, text) for model, head in models.items())
+    yield from filter(None, problems)
 
 
 def _encoder(name: str, encoder: str, inputs: InputParams, encoders: dict[str, EncoderParams]) -> Iterator[str]:
