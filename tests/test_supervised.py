@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from real_tasks import build, fold_data, supervised_params, train_real
 from real_tasks import real_task as real_task_of
 from stores import CATEGORIES, make_project
@@ -277,24 +276,6 @@ def test_both_views_learn_from_the_label_and_from_each_other(monkeypatch: pytest
     slopes = [r_drop_by_hand(views + step, labels)[0] - r_drop_by_hand(views - step, labels)[0] for step in steps]
     gradients = torch.stack([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]).numpy()
     assert gradients == pytest.approx(np.reshape(slopes, views.shape) / 2e-5, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["focal", "level1", "logit adjustment"])
-def test_certain_soft_labels_are_labels(name: str) -> None:
-    """One-hot rows in "soft" give the loss of the labels; the labels themselves then say nothing to these terms."""
-    model, batch = supervised(**ON[name]), batch_of()
-    expected = loss_of(model, batch)[0].item()
-    soft = batch | {"soft": F.one_hot(batch["label"], len(CATEGORIES)).float(), "label": batch["label"] * 0}
-    assert loss_of(model, soft)[0].item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_soft_labels_of_a_group_are_summed() -> None:
-    model, batch = supervised(**ON["level1"]), batch_of()
-    soft = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(6), 12)).float()
-    found = loss_of(model, batch | {"soft": soft})[1]["loss_level1"]
-    targets = 0.9 * torch.stack([soft[:, :3].sum(1), soft[:, 3:].sum(1)], dim=1) + 0.1 / 2
-    logits = model.level1_head(model.backbone.encode(batch).pooled)
-    assert float(found) == pytest.approx(-(targets * logits.log_softmax(1)).sum(1).mean().item(), rel=1e-5)
 
 
 def test_the_average_is_asked_in_eval_mode_without_gradients() -> None:

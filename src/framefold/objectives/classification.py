@@ -7,25 +7,25 @@ from torch import Tensor
 EASY = 1e-6  # 1 - p below this counts as this: for gamma < 1 the slope of (1 - p)^gamma has no bound
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy, a scalar. logits (B, C); targets (B,) int64 classes, or (B, C) probabilities.
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy, a scalar. logits (B, C); labels (B,) int64 classes.
 
     `label_smoothing` e moves the target from one-hot to (1 - e) * one-hot + e / C (Szegedy et al. 2016).
     """
-    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
 
 def focal_cross_entropy(
-    logits: Tensor, targets: Tensor, label_smoothing: float, gamma: float, class_weights: Tensor | None
+    logits: Tensor, labels: Tensor, label_smoothing: float, gamma: float, class_weights: Tensor | None
 ) -> Tensor:
     """Mean over the rows of w * sum_c t_c (1 - p_c)^gamma (-log p_c), a scalar.
 
-    logits and targets as in `cross_entropy`; p: softmax of a row; t: its smoothed target; w: sum_c y_c class_weights_c
-    (C,) with the target y before smoothing, 1 without weights. One-hot targets give the focal loss of Lin et al. 2017
-    and, with the weights of `imbalance.effective_number_weights`, the class-balanced one of Cui et al. 2019.
+    logits and labels as in `cross_entropy`; p: softmax of a row; t: its smoothed target; w: that of class_weights (C,)
+    of its label, 1 without weights. The focal loss of Lin et al. 2017 and, with the weights of
+    `imbalance.effective_number_weights`, the class-balanced one of Cui et al. 2019.
     """
     log_probs = F.log_softmax(logits.float(), dim=-1)  # (B, C)
-    given = targets if targets.is_floating_point() else one_hot(targets, logits.shape[-1])
+    given = one_hot(labels, logits.shape[-1])
     smoothed = given * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
     losses = -smoothed * log_probs
     if gamma:

@@ -82,8 +82,7 @@ def train_classifier(
 ) -> TrainResult:
     """Train `model`, whose weights are initialised or warm, on `data.training`, which has labels.
 
-    Where it has soft labels too, these are the targets, and the labels the classes that contrast, sizes of classes and
-    oversampling go by. `after_epoch` and the result get models without the heads that serve training alone.
+    `after_epoch` and the result get models without the heads that serve training alone.
     """
     task, learning_rates = classifier_task(model, data, params)
     result = train(

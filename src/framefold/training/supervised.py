@@ -38,8 +38,7 @@ class SupervisedModel(nn.Module):
 
     categories: ids `LLSS` of the classes. labels (N,): of the videos that train, and of no others.
     forward: (batch, this process's share of the global batch, the EMA of this model in eval mode or None) -> (total
-    loss, its detached parts). "label" (B,) are the classes; where a batch has "soft" (B, C), rows of probabilities,
-    these are the targets instead.
+    loss, its detached parts). "label" (B,) are the classes.
     """
 
     class_weights: Tensor | None  # (C,)
@@ -107,21 +106,17 @@ class SupervisedModel(nn.Module):
         return torch.stack([weight * loss for weight, loss in losses.values()]).sum(), parts
 
     def _classification(self, view: View, batch: Batch) -> Tensor:
-        targets, smoothing = batch.get("soft", batch["label"]), self.params.label_smoothing
+        labels, smoothing = batch["label"], self.params.label_smoothing
         gamma = self.params.loss.focal_gamma
         if gamma == 0 and self.class_weights is None:
-            return cross_entropy(view.shifted, targets, smoothing)
-        return focal_cross_entropy(view.shifted, targets, smoothing, gamma, self.class_weights)
+            return cross_entropy(view.shifted, labels, smoothing)
+        return focal_cross_entropy(view.shifted, labels, smoothing, gamma, self.class_weights)
 
     def _level1(self, view: View, batch: Batch) -> Tensor:
-        """Smoothed cross-entropy with the level-1 group; of soft labels, with their sums over each group."""
+        """Smoothed cross-entropy with the level-1 group."""
         assert self.level1_head is not None
         logits = self.level1_head(view.pooled)  # (B, G)
-        if "soft" in batch:
-            targets = torch.zeros_like(logits).index_add(1, self.level1_of, batch["soft"].to(logits.dtype))
-        else:
-            targets = self.level1_of.index_select(0, batch["label"])
-        return cross_entropy(logits, targets, self.params.label_smoothing)
+        return cross_entropy(logits, self.level1_of.index_select(0, batch["label"]), self.params.label_smoothing)
 
     def _towards(self, average: "SupervisedModel", views: list[View], batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -14,7 +14,7 @@ Parts = dict[str, Tensor]
 
 
 class ClassificationTask:
-    """Teachers and students on labels, or on soft ones where the batch has them, by cross-entropy alone.
+    """Teachers and students on labels, by cross-entropy alone.
 
     `supervised.SupervisedTask` is for all that may come on top of it.
     """
@@ -25,7 +25,7 @@ class ClassificationTask:
     def loss(self, batch: Batch, share: Share) -> tuple[Tensor, Parts]:
         logits = self.model(batch)  # (B, C)
         parts = {"accuracy": accuracy(logits, batch["label"])}
-        return cross_entropy(logits, batch.get("soft", batch["label"]), self.label_smoothing), parts
+        return cross_entropy(logits, batch["label"], self.label_smoothing), parts
 
     def role_of(self, name: str) -> str:
         return self.model.role_of(name)
