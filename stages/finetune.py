@@ -18,10 +18,10 @@ from framefold.errors import UserError, command
 from framefold.launch import on_several_processes
 from framefold.models.registry import architecture, build_model, load_weights_into, save_config
 from framefold.models.weights import save_weights
-from framefold.params.base import load, load_value
-from framefold.params.finetune import OWN_TOWERS, CheckpointParams, FinetuneParams
+from framefold.params.base import PARAMS_FILE, load, load_value
+from framefold.params.finetune import CheckpointParams, FinetuneParams, own_towers_problem
 from framefold.params.models import StudentParams
-from framefold.params.supervised import r_drop_problem
+from framefold.params.supervised import dropout_problem
 from framefold.rounds import Round, add_round
 from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch, stage_fingerprint
@@ -50,7 +50,7 @@ def main() -> None:
 def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
     """The student of a fold; with REFIT the one of all labelled videos, by the same recipe without validation."""
     params, student = load(FinetuneParams), load(StudentParams)
-    check(params, student, arch, round_)
+    refuse_contradictions(params, student, arch, round_)
     seed, precision = load_value("seed"), load_value("precision")
     teacher = labels_by(fold, round_) if load_value("pretrain.per_fold") else None  # None: all together
     source = round_.models / "pretrain" / arch / ("all" if teacher is None else str(teacher))
@@ -83,14 +83,13 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
         scratch.finish()
 
 
-def check(params: FinetuneParams, student: StudentParams, arch: str, round_: Round) -> None:
-    """UserError: values that contradict each other, which `framefold repro` tells before anything runs."""
+def refuse_contradictions(params: FinetuneParams, student: StudentParams, arch: str, round_: Round) -> None:
+    """UserError for what `framefold repro` tells before anything runs, and plain `dvc repro` does not."""
     model = f"models.{arch}"
-    problem = r_drop_problem("finetune", params, model, load(architecture(arch).Params, f"models.{arch}"), student.text)
-    if params.vision.lr and round_.name is not None:
-        problem = OWN_TOWERS
-    if problem:
-        raise UserError(problem)
+    head = load(architecture(arch).Params, f"models.{arch}")
+    dropout = dropout_problem("finetune", params, model, head, student.text)
+    if problem := dropout or own_towers_problem(params, labels_later=round_.name is not None):
+        raise UserError(f"{PARAMS_FILE}: {problem}")
 
 
 def made_from(arch: str, fold: int | str, round_: Round, source: Path) -> dict[str, str]:

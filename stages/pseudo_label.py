@@ -37,9 +37,9 @@ from framefold.inference.neighbours import LabelledStates
 from framefold.inference.processes import Processes
 from framefold.inference.pseudo_labelling import Labeller, SoftLabels, label_pool
 from framefold.launch import on_several_processes
-from framefold.params.base import load, load_value
+from framefold.params.base import PARAMS_FILE, load, load_value
 from framefold.params.models import StudentParams
-from framefold.params.pseudo_label import PseudoLabelParams
+from framefold.params.pseudo_label import PseudoLabelParams, temperature_problem
 from framefold.params.teacher import TeacherParams
 from framefold.rounds import Round, add_round
 from framefold.runtime import load_runtime, resolve_precision
@@ -55,9 +55,12 @@ log = logging.getLogger(__name__)
 def main() -> None:
     params, (round_, folder) = load(PseudoLabelParams), read_arguments()
     per_fold, root, precision = (load_value(key) for key in ("pretrain.per_fold", "data.root", "precision"))
+    source = folder or Path(params.teachers)
+    if problem := temperature_problem(params, source != TEACHERS, per_fold):
+        raise UserError(f"{PARAMS_FILE}: {problem}")
     load_runtime().prepare_cpu()
     processes = Processes(round_.item("pseudo_label"))
-    committee, labeled = open_committee(folder or Path(params.teachers), processes), open_labeled()
+    committee, labeled = open_committee(source, processes), open_labeled()
 
     stamp = {"params": params.model_dump(), "committee": repr(committee), "run": [per_fold, precision]}
     with Scratch(processes.item, stage_fingerprint(stamp, inputs_of(committee, params), ARCHS)) as scratch:

@@ -14,8 +14,8 @@ from framefold.errors import UserError, command
 from framefold.inference.predictions import write_predictions
 from framefold.launch import on_several_processes
 from framefold.models.registry import build_model, save_model
-from framefold.params.base import load, load_value
-from framefold.params.supervised import r_drop_problem
+from framefold.params.base import PARAMS_FILE, load, load_value
+from framefold.params.supervised import dropout_problem
 from framefold.params.teacher import TeacherParams
 from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch, stage_fingerprint
@@ -37,8 +37,8 @@ def main() -> None:
     fold = parser.parse_args().fold
     params, seed, precision = load(TeacherParams), load_value("seed"), load_value("precision")
     leaky = load_value("pseudo_label.leaky")
-    if problem := r_drop_problem("teacher.training", params.training, "teacher.model", params.model, params.text):
-        raise UserError(problem)
+    if problem := dropout_problem("teacher.training", params.training, "teacher.model", params.model, params.text):
+        raise UserError(f"{PARAMS_FILE}: {problem}")
     load_runtime().prepare_cpu()
 
     stamp = {"teacher": params.model_dump(mode="json", exclude={"folds"}), "run": [seed, precision, fold, leaky]}

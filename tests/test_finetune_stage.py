@@ -124,7 +124,7 @@ def test_r_drop_without_dropout_is_refused_by_the_stage_itself(tmp_path):
     process = start(root, STAGE)
     told, _ = process.communicate(timeout=300)
     assert told == (
-        "error: finetune.r_drop compares two passes, but models.single_stream has no dropout; "
+        "error: params.yaml: finetune.r_drop compares two passes, but models.single_stream has no dropout; "
         "set models.single_stream.dropout, or r_drop to 0\n"
     )
     assert process.returncode == 1

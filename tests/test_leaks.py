@@ -253,6 +253,17 @@ def refusal(capsys: pytest.CaptureFixture, stage: str, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
+def test_a_teacher_whose_r_drop_would_compare_the_same_pass_is_refused(stages, capsys):
+    """Not a leak, but what a stage refuses by itself, too: nothing is trained."""
+    stages["teacher"]["training"]["r_drop"] = 1.0
+    stages["teacher"]["model"]["dropout"] = stages["teacher"]["text"]["sizes"]["dropout"] = 0.0
+    set_leaky(stages, False)
+    shutil.rmtree("models/teacher/0")
+    told = refusal(capsys, "train_teacher", "--fold", "0")
+    assert told.startswith("error: params.yaml: teacher.training.r_drop compares two passes, but teacher.model has no")
+    assert not Path("models/teacher/0").exists()
+
+
 def test_no_stage_takes_a_leaky_teacher_or_its_labels_for_an_honest_one(stages, capsys):
     set_leaky(stages, True)
     run_stage("train_teacher", "--fold", "1")

@@ -14,7 +14,7 @@ from framefold.params.base import TOP_LEVEL_KEYS, load, read
 from framefold.params.encoders import EncoderParams
 from framefold.params.finetune import FinetuneParams
 from framefold.params.pretrain import PretrainParams
-from framefold.params.validation import GROUPS, RunParams, validate_all
+from framefold.params.validation import GROUPS, RunParams, validate_all, without_effect
 
 ROOT = Path(__file__).resolve().parents[1]
 NEXTVLAD = {
@@ -126,13 +126,12 @@ def test_words_where_numbers_belong_are_refused(params):
         ("average_weights.method", "top", "average_weights.method"),
         ("data.root", "data/other", "data.generated"),
         ("data.generated", ["other"], "data.generated"),
-        ("demo.min_frames", 7, "demo.max_frames"),
+        ("demo.min_frames", 7, "demo: min_frames is 7, above max_frames, 6"),
         ("encoders.small.name", "ViT-B-16", "exactly one"),
         ("finetune.layer_decay", 0.0, "finetune.layer_decay"),
         ("teacher.training.oversampling", 1.5, "teacher.training.oversampling"),
         ("finetune.loss.class_balance", 1.0, "finetune.loss.class_balance"),
         ("student.text.folder", "pretrained/bert", "exactly one"),
-        ("pretrain.masking.frame_rate", 0.0, "masking.frame_rate must be above 0"),
         ("earlier_rounds", {"first": "models/teacher"}, "earlier_rounds.first labels for no later round"),
     ],
 )
@@ -153,27 +152,49 @@ def test_methods_that_live_on_dropout_are_refused_without_it(params, block, mode
     validate_all(silent)
     assert f"{model} has no dropout" in refusal(changed(silent, f"{block}.r_drop", 0.5))
     validate_all(changed(changed(silent, f"{block}.r_drop", 0.5), f"{text}.sizes.dropout", 0.1))
-    assert "but dropout is 0" in refusal(changed(silent, f"{model}.dropout_samples", 3))
+    assert f"{model}.dropout is 0" in refusal(changed(silent, f"{model}.dropout_samples", 3))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "objective"),
+    ("key", "value", "off"),
     [
-        ("mismatched.hard", 0.5, "itm"),
-        ("contrast.queue", 64, "itc"),
-        ("contrast.soft_targets", 0.4, "itc"),
-        ("labels.hard", 1.0, "distillation"),
-        ("labels.balance", 0.5, "distillation"),
+        ("pretrain.mismatched.hard", 0.5, "itm"),
+        ("pretrain.contrast.queue", 64, "itc"),
+        ("pretrain.contrast.soft_targets", 0.4, "itc"),
+        ("pretrain.labels.hard", 1.0, "distillation"),
+        ("pretrain.labels.balance", 0.5, "distillation"),
+        ("pretrain.labels.min_confidence", 0.5, "distillation"),
+        ("pretrain.per_fold", True, "distillation"),
     ],
 )
-def test_a_setting_of_an_objective_that_is_off_is_refused(params, key, value, objective):
-    """It would be ignored. One architecture that has the objective is enough."""
-    params = changed(params, f"pretrain.{key}", value)
-    validate_all(params)
-    for arch in ("single_stream", "dual_stream"):
-        params = changed(params, f"pretrain.weights.{arch}.{objective}", 0.0)
-    assert f"{key.removesuffix('.hard').removesuffix('.balance')}" in refusal(params)
-    assert f"{objective} has weight 0" in refusal(params)
+def test_what_an_objective_that_is_off_would_read_is_told(params, key, value, off):
+    """Of the architectures that are pretrained; one that has the objective is enough."""
+    name = key if key.count(".") < 2 or "labels" not in key else "pretrain.labels"
+    set_ = changed(params, key, value)
+    assert without_effect(params) == without_effect(set_) == []
+    without = changed(set_, f"pretrain.weights.dual_stream.{off}", 0.0)
+    both = changed(without, f"pretrain.weights.single_stream.{off}", 0.0)
+    told = [f"params.yaml: {name} has no effect here"]
+    assert without_effect(both) == without_effect(changed(without, "archs", ["dual_stream"])) == told
+    assert without_effect(changed(set_, "pretrain.epochs", {"single_stream": 0, "dual_stream": 0})) == told
+    validate_all(both)  # turned off for a run, not wrong
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("finetune.pseudo.labels.hard", 1.0, "finetune.pseudo.labels"),
+        ("pretrain.masking.frame_rate", 0.0, "pretrain.masking.frame_rate is 0, so mfm"),
+        ("finetune.epochs", 1, "average_weights.last"),
+    ],
+)
+def test_other_values_without_effect_are_told(params, key, value, told):
+    assert without_effect(changed(params, key, value)) == [f"params.yaml: {told} has no effect here"]
+
+
+def test_a_greedy_soup_of_one_checkpoint_is_told(params):
+    one = changed(changed(params, "average_weights.last", 1), "average_weights.method", "greedy")
+    assert without_effect(one) == ["params.yaml: average_weights.method has no effect here"]
 
 
 def test_a_temperature_is_fitted_on_predictions_of_labellers_that_never_heard_of_the_labels(params):

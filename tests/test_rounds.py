@@ -15,7 +15,7 @@ from framefold.errors import UserError
 from framefold.inference.predict import predict_logits
 from framefold.inference.predictions import read_predictions, softmax
 from framefold.models.registry import load_model
-from framefold.params.base import load
+from framefold.params.base import load, read
 from framefold.params.models import StudentParams
 from framefold.params.validation import validate_all
 from framefold.rounds import Round
@@ -114,6 +114,33 @@ def test_a_folder_that_is_none_of_a_rounds_students_loses_nothing(project, capsy
         tiny_project.run_stage("pseudo_label")
     assert "models/rounds/first is neither models/teacher nor models/rounds/<name>/swa" in capsys.readouterr().err
     assert sorted(FIRST.models.rglob("*")) == before
+
+
+LABELLING_STUDENTS = [
+    (
+        ("finetune", "--arch", "single_stream", "--fold", "0", "--round", "first"),
+        {"finetune.vision.lr": 1e-3},
+        "own towers",
+    ),
+    (("pseudo_label",), {"pseudo_label.temperature": "fitted", "pretrain.per_fold": False}, "is fitted on predictions"),
+]
+
+
+@pytest.mark.parametrize(("stage", "changes", "told"), LABELLING_STUDENTS, ids=["towers", "temperature"])
+def test_what_students_that_label_cannot_have_is_refused(project, capsys, stage, changes, told):
+    """By the file as a whole, and by the stage when it has not been looked at."""
+    rounds = {"earlier_rounds": {"first": "models/teacher"}, "pseudo_label.teachers": str(SWA)}
+    tiny_project.write_params(FOLDS, **rounds)
+    validate_all(read())
+    tiny_project.write_params(FOLDS, **rounds, **changes)
+    with pytest.raises(UserError, match=told):
+        validate_all(read())
+    with pytest.raises(SystemExit):
+        tiny_project.run_stage(*stage)
+    error = capsys.readouterr().err
+    assert error.startswith("error: params.yaml: ")
+    assert told in error
+    assert error.count("\n") == 1
 
 
 def test_nothing_is_chosen_by_the_fold_of_a_student_that_labels_in_the_next_round(project):

@@ -109,11 +109,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str, path: str | None = None) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, path: str | None = None, stdout: int | None = None) -> subprocess.Popen:
     own = {"PATH": path or os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])}
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | own
     command = [sys.executable, "-c", "from framefold.cli import main; main()", "repro", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
 def calls(folder: Path) -> list[tuple[list[str], dict[str, str]]]:
@@ -187,6 +187,20 @@ def test_params_that_contradict_each_other_start_nothing(folder: Path):
     assert told.count("\n") == 1
     assert process.returncode == 1
     assert not (folder / "calls").exists()
+
+
+def test_values_without_effect_are_told_and_the_run_goes_on(folder: Path):
+    params = (
+        (folder / "params.yaml")
+        .read_text(encoding="utf-8")
+        .replace("queue: 0", "queue: 64")
+        .replace("itc: 0.3", "itc: 0.0")
+    )
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
+    process = start(folder, stdout=subprocess.PIPE)
+    assert "note: params.yaml: pretrain.contrast.queue has no effect here\n" in process.communicate()[0]
+    assert process.returncode == 0
+    assert calls(folder)
 
 
 def test_without_dvc_it_says_so(folder: Path):

@@ -19,6 +19,7 @@ def profile(arguments: argparse.Namespace) -> None:
     from framefold.params.profiles import apply_profile
 
     apply_profile(arguments.name, arguments.overrides)
+    tell_of_idle_params()
     print(f"params.yaml now holds profile {arguments.name}; `git diff params.yaml` shows it, `dvc repro` runs it")
 
 
@@ -34,7 +35,16 @@ def repro(arguments: argparse.Namespace) -> None:
     from framefold.side_by_side import repro
 
     validate_all(read())  # a stage would find what contradicts another group's values only when its turn comes
+    tell_of_idle_params()
     repro(arguments.jobs, arguments.gpus)
+
+
+def tell_of_idle_params() -> None:
+    from framefold.params.base import read
+    from framefold.params.validation import without_effect
+
+    for line in without_effect(read()):
+        print(f"note: {line}")
 
 
 def ablate(arguments: argparse.Namespace) -> None:

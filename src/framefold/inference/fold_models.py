@@ -180,12 +180,15 @@ def missing_blocks(parts: Sequence[Part]) -> list[tuple[int, int]]:
 
 
 def check_kept(source: Path, last: int) -> None:
-    """UserError: finetuning has kept fewer checkpoints than are to be averaged though it had them, or the best of
-    them, which are in no order of time."""
+    """UserError: fewer checkpoints are kept than are to be averaged, though there were more epochs; or fewer are to be
+    averaged than the best that are kept, which are not ordered by time."""
     report, kept = read_json(source / "metrics.json"), len(kept_checkpoints(source))
     if kept < min(last, len(report["epochs"])):
-        raise UserError(f"average_weights.last is {last}, but {source} keeps {kept}; set finetune.checkpoints.keep")
-    if "selection" in report and last != kept:
+        raise UserError(
+            f"average_weights.last is {last}, but {source} keeps {kept}; "
+            f"set finetune.checkpoints.keep to {last} at least, or average fewer"
+        )
+    if "selection" in report and last < kept:
         raise UserError(
             f"average_weights.last is {last} of the {kept} best checkpoints that {source} keeps; "
             "set it and finetune.checkpoints.keep to the same number"

@@ -25,13 +25,12 @@ def focal_cross_entropy(
     `imbalance.effective_number_weights`, the class-balanced one of Cui et al. 2019.
     """
     log_probs = F.log_softmax(logits.float(), dim=-1)  # (B, C)
-    given = one_hot(labels, logits.shape[-1])
-    smoothed = given * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
+    smoothed = one_hot(labels, logits.shape[-1]) * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
     losses = -smoothed * log_probs
     if gamma:
         losses = losses * (-torch.expm1(log_probs)).clamp_min(EASY) ** gamma
     per_row = losses.sum(dim=-1)
-    return (per_row if class_weights is None else per_row * (given * class_weights).sum(dim=-1)).mean()
+    return (per_row if class_weights is None else per_row * class_weights.index_select(0, labels)).mean()
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:

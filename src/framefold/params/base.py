@@ -94,5 +94,6 @@ def validate(group: type[G], value: Any, key: str, path: Path | str) -> G:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([key, *map(str, first["loc"])])
+        given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"  # a group says too much
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UserError(f"{path}: {where}: {first['msg']}, got {first['input']!r}{more}") from None
+        raise UserError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}{given}{more}") from None

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from framefold.params.base import Group
 
@@ -20,3 +20,9 @@ class DemoParams(Group):
     max_frames: PositiveInt
     frame_size: PositiveInt  # pixels
     label_noise: float = Field(ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def in_order(self) -> "DemoParams":
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"min_frames is {self.min_frames}, above max_frames, {self.max_frames}")
+        return self

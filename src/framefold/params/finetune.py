@@ -9,8 +9,6 @@ from framefold.params.labels import LabelParams
 from framefold.params.supervised import SupervisedParams
 from framefold.params.training import LearningRates
 
-OWN_TOWERS = "finetune.vision.lr is above 0, but students with own towers do not label; set it to 0 or drop the rounds"
-
 
 class CheckpointParams(Group):
     """Which EMA checkpoints (one per epoch) are kept for weight averaging."""
@@ -44,3 +42,10 @@ class FinetuneParams(SupervisedParams):
 
     def peak_rates(self) -> dict[str, float]:
         return super().peak_rates() | {"vision": self.vision.lr}
+
+
+def own_towers_problem(params: FinetuneParams, labels_later: bool) -> str | None:
+    """Why students that train their own towers cannot be those that label in a later round."""
+    if not params.vision.lr or not labels_later:
+        return None
+    return "finetune.vision.lr is above 0, but students with own towers do not label; set it to 0 or drop the rounds"

@@ -15,8 +15,3 @@ class LabelParams(Group):
     def as_stored(self) -> bool:
         """Whether targets are the stored soft labels themselves."""
         return self.hard == 0 and self.temperature == 1 and self.min_confidence == 0
-
-    @property
-    def as_they_come(self) -> bool:
-        """Whether every label also counts the same."""
-        return self.as_stored and self.balance == 0

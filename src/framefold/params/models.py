@@ -72,12 +72,6 @@ class HeadParams(Group):
     dropout_samples: PositiveInt  # dropout masks of the head in training, whose logits are averaged
     pooling: PoolingParams
 
-    @model_validator(mode="after")
-    def masks_differ(self) -> "HeadParams":
-        if self.dropout_samples > 1 and not self.dropout:
-            raise ValueError(f"dropout_samples is {self.dropout_samples}, but dropout is 0; set one of them")
-        return self
-
 
 class SingleStreamParams(HeadParams):
     key: ClassVar[str] = "models.single_stream"

@@ -104,20 +104,4 @@ class PretrainParams(BatchParams):
             raise ValueError("weights.single_stream.itc must be 0: its text and frames have no states of their own")
         if self.contrast.uses_momentum and self.ema_decay == 0:
             raise ValueError("contrast.queue and contrast.soft_targets need an ema_decay above 0: the EMA encodes them")
-        if any(weights.mfm for weights in self.weights.values()) and not self.masking.frame_rate:
-            raise ValueError("masking.frame_rate must be above 0 for mfm: it predicts masked frames")
-        return self
-
-    @model_validator(mode="after")
-    def nothing_in_vain(self) -> "PretrainParams":
-        """What an objective alone reads is refused where no architecture has that objective: it would be ignored."""
-        read_by = {
-            "mismatched.hard": (self.mismatched.hard > 0, "itm"),
-            "contrast.queue": (self.contrast.queue > 0, "itc"),
-            "contrast.soft_targets": (self.contrast.soft_targets > 0, "itc"),
-            "labels": (not self.labels.as_they_come, "distillation"),
-        }
-        for name, (given, objective) in read_by.items():
-            if given and not any(getattr(weights, objective) for weights in self.weights.values()):
-                raise ValueError(f"{name} changes nothing while {objective} has weight 0; set that, or {name} back")
         return self

@@ -25,3 +25,13 @@ class PseudoLabelParams(Group):
         if not isinstance(value, str) and not value > 0:
             raise ValueError("give a number above 0, or fitted")
         return value
+
+
+def temperature_problem(params: PseudoLabelParams, students_label: bool, per_fold: bool) -> str | None:
+    """Why a temperature could not be fitted; `per_fold` is that of `pretrain`."""
+    if params.temperature != "fitted" or not students_label or per_fold:
+        return None
+    return (
+        "pseudo_label.temperature is fitted on predictions out of fold, but the students that label have learned "
+        "labels of those videos; give a number, or set pretrain.per_fold=true"
+    )

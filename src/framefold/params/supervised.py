@@ -54,12 +54,13 @@ class SupervisedParams(TrainingParams):
         return self.lr.model_dump()
 
 
-def r_drop_problem(
+def dropout_problem(
     name: str, training: SupervisedParams, model: str, head: HeadParams, text: TextModelParams
 ) -> str | None:
-    """Why R-Drop, which compares two dropout masks, would be zero at twice the cost; `name` and `model` are the keys of
-    the training and of the head. What a BERT folder says of dropout is not known here."""
-    silent = text.sizes is not None and not text.sizes.dropout and not head.dropout
-    if not training.r_drop or not silent:
-        return None
-    return f"{name}.r_drop compares two passes, but {model} has no dropout; set {model}.dropout, or r_drop to 0"
+    """Why a method that compares or averages dropout masks would do nothing, at a multiple of the cost; `name` and
+    `model` are the keys of the training and of the head. What a BERT folder says of dropout is not known here."""
+    if head.dropout_samples > 1 and not head.dropout:
+        return f"{model}.dropout_samples is {head.dropout_samples}, but {model}.dropout is 0; raise it or set them to 1"
+    if training.r_drop and not head.dropout and text.sizes is not None and not text.sizes.dropout:
+        return f"{name}.r_drop compares two passes, but {model} has no dropout; set {model}.dropout, or r_drop to 0"
+    return None

@@ -15,8 +15,9 @@ from framefold.params.data import DataParams
 from framefold.params.demo import DemoParams
 from framefold.params.encoders import EncoderParams
 from framefold.params.ensemble import EnsembleParams
-from framefold.params.finetune import OWN_TOWERS, FinetuneParams
+from framefold.params.finetune import FinetuneParams, own_towers_problem
 from framefold.params.ingest import IngestParams
+from framefold.params.labels import LabelParams
 from framefold.params.models import (
     DualStreamParams,
     HeadParams,
@@ -26,11 +27,11 @@ from framefold.params.models import (
     TextModelParams,
 )
 from framefold.params.pretrain import PretrainParams
-from framefold.params.pseudo_label import PseudoLabelParams
+from framefold.params.pseudo_label import PseudoLabelParams, temperature_problem
 from framefold.params.reference import ReferenceParams
 from framefold.params.reweight import ReweightParams
 from framefold.params.split import SplitParams
-from framefold.params.supervised import SupervisedParams, r_drop_problem
+from framefold.params.supervised import SupervisedParams, dropout_problem
 from framefold.params.teacher import TeacherParams
 from framefold.params.text import TextParams
 
@@ -84,6 +85,34 @@ def validate_all(params: dict[str, Any], path: Path | str = PARAMS_FILE) -> None
         raise UserError(f"{path}: {problem}")
 
 
+def without_effect(params: dict[str, Any], path: Path | str = PARAMS_FILE) -> list[str]:
+    """One line for each value of valid `params` that is set, but that nothing reads as the others are: no mistake in a
+    recipe of which a method is turned off, but not to be taken for an effect."""
+    pretrain, finetune, average, archs = (
+        validate(PretrainParams, params["pretrain"], "pretrain", path),
+        validate(FinetuneParams, params["finetune"], "finetune", path),
+        validate(AverageWeightsParams, params["average_weights"], "average_weights", path),
+        [arch for arch in params["archs"] if params["pretrain"]["epochs"][arch]],
+    )
+    on = {name for arch in archs for name, weight in pretrain.weights[arch].model_dump().items() if weight}  # type: ignore[index]
+    set_for_nothing = {
+        "pretrain.masking.frame_rate is 0, so mfm": "mfm" in on and not pretrain.masking.frame_rate,
+        "pretrain.mismatched.hard": pretrain.mismatched.hard and "itm" not in on,
+        "pretrain.contrast.queue": pretrain.contrast.queue and "itc" not in on,
+        "pretrain.contrast.soft_targets": pretrain.contrast.soft_targets and "itc" not in on,
+        "pretrain.labels": _changes_labels(pretrain.labels) and "distillation" not in on,
+        "pretrain.per_fold": pretrain.per_fold and "distillation" not in on,
+        "finetune.pseudo.labels": _changes_labels(finetune.pseudo.labels) and not finetune.pseudo.epochs,
+        "average_weights.method": average.method == "greedy" and average.last == 1,
+        "average_weights.last": average.last > finetune.epochs,
+    }
+    return [f"{path}: {name} has no effect here" for name, found in set_for_nothing.items() if found]
+
+
+def _changes_labels(labels: LabelParams) -> bool:
+    return not labels.as_stored or labels.balance > 0
+
+
 def _contradictions(
     run: RunParams, groups: dict[type[Group], Any], encoders: dict[str, EncoderParams]
 ) -> Iterator[str]:
@@ -95,7 +124,7 @@ def _contradictions(
         yield f"teacher.n_folds is {teacher.n_folds}, above split.n_folds, {split.n_folds}; some would hold out nothing"
     yield from _rounds(run.earlier_rounds, groups[PseudoLabelParams])
     yield from _labelling_students(run.earlier_rounds, groups)
-    yield from _data(groups[DataParams], groups[DemoParams])
+    yield from _data(groups[DataParams])
     yield from _checkpoints(groups[FinetuneParams], groups[AverageWeightsParams])
     yield from _distillation(groups[PretrainParams], run, teacher)
     trained = {f"models.{arch}": groups[size] for arch, size in SIZES.items() if arch in run.archs}
@@ -155,24 +184,17 @@ def _rounds(earlier: dict[str, str], final: PseudoLabelParams) -> Iterator[str]:
 
 def _labelling_students(earlier: dict[str, str], groups: dict[type[Group], Any]) -> Iterator[str]:
     """What cannot be where students label in a later round."""
-    if {*earlier.values(), groups[PseudoLabelParams].teachers} == {TEACHERS}:
-        return
-    if groups[FinetuneParams].vision.lr:
-        yield OWN_TOWERS
-    if groups[PseudoLabelParams].temperature == "fitted" and not groups[PretrainParams].per_fold:
-        yield (
-            "pseudo_label.temperature is fitted on the labellers' out-of-fold predictions, but students have learned "
-            "labels of those videos; give a number, or set pretrain.per_fold=true"
-        )
+    students = {*earlier.values(), groups[PseudoLabelParams].teachers} != {TEACHERS}
+    per_fold = groups[PretrainParams].per_fold
+    towers = own_towers_problem(groups[FinetuneParams], students)
+    yield from filter(None, [towers, temperature_problem(groups[PseudoLabelParams], students, per_fold)])
 
 
-def _data(data: DataParams, demo: DemoParams) -> Iterator[str]:
+def _data(data: DataParams) -> Iterator[str]:
     if data.generated not in ([], ["demo"]):
         yield f"data.generated is {data.generated}; give [demo] or []"
     if data.generated and data.root != "data/demo":
         yield f"data.root is {data.root}, but data.generated builds data/demo; set data.generated=[] for your own data"
-    if demo.min_frames > demo.max_frames:
-        yield f"demo.min_frames is {demo.min_frames}, above demo.max_frames, {demo.max_frames}"
 
 
 def _checkpoints(finetune: FinetuneParams, average: AverageWeightsParams) -> Iterator[str]:
@@ -197,8 +219,8 @@ def _distillation(pretrain: PretrainParams, run: RunParams, teacher: TeacherPara
 def _dropout(
     name: str, training: SupervisedParams, models: dict[str, HeadParams], text: TextModelParams
 ) -> Iterator[str]:
-    """R-Drop where there is none."""
-    problems = (r_drop_problem(name, training, model, head, text) for model, head in models.items())
+    """Methods that live on dropout, where there is none."""
+    problems = (dropout_problem(name, training, model, head, text) for model, head in models.items())
     yield from filter(None, problems)
 
 
