@@ -22,8 +22,9 @@ from framefold.runtime import is_main_process, load_runtime, seed_everything
 from framefold.scratch import Scratch, stage_fingerprint
 from framefold.storage import write_folder_aside, write_json
 from framefold.training.curves import write_curves
+from framefold.training.held_out import measure
 from framefold.training.loop import TrainResult, train
-from framefold.training.pool import Pool, measure, open_pool
+from framefold.training.pool import Pool, open_pool
 from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import PretrainingTask
 from framefold.training.text_start import start_from_topics
@@ -109,7 +110,7 @@ def keep(folder: Path, result: TrainResult, pool: Pool, params: PretrainParams, 
     """The EMA weights of backbone and classification head; the other heads have done their work."""
     device = load_runtime().torch_device()
     masking = masking_of(params.masking, pool.held_out)
-    report = measure(result.ema, pool, masking, params.batch_size, device)  # type: ignore[arg-type]
+    report = measure(result.ema, pool.held_out, masking, device)  # type: ignore[arg-type]
     last = {name: value for name, value in result.history[-1].items() if name.startswith("loss")}
     log.info(f"{scratch.item}: {', '.join(f'{name} {value:.4g}' for name, value in report.items())}")
     with write_folder_aside(folder) as aside:

@@ -12,12 +12,13 @@ from framefold.errors import command
 from framefold.evaluation.probe import VIEWS, ProbeVideos, View, probe_scores, read_videos
 from framefold.evaluation.scoring import Scorer
 from framefold.evaluation.splits import LabeledVideos, read_labeled, read_targets
+from framefold.inference.predictions import PROBE, write_predictions
 from framefold.params.base import load, load_value
 from framefold.params.data import DataParams
 from framefold.params.ensemble import EnsembleParams
 from framefold.params.reference import ReferenceParams
 from framefold.scratch import Scratch, stage_fingerprint
-from framefold.storage import read_parquet, write_aside, write_json
+from framefold.storage import read_parquet, write_aside, write_folder_aside, write_json
 
 SAMPLES = Path("data/samples")
 log = logging.getLogger(__name__)
@@ -36,8 +37,21 @@ def main() -> None:
         ids = read_parquet(SAMPLES / "test.parquet", columns=["id"])["id"].to_pylist()
         scorer = Scorer(read_targets(labeled, folds, load(DataParams).root, ids), load(EnsembleParams))
         scratch.guard()
+        publish(predictions["both"], labeled, folds, ids, scratch)
         write_json("metrics/reference.json", {view: scorer.entries(predictions[view]) for view in VIEWS})
         scratch.finish()
+
+
+def publish(
+    predictions: dict[str, np.ndarray], labeled: LabeledVideos, folds: list[int], test_ids: list[str], scratch: Scratch
+) -> None:
+    """For stage `ensemble`, which tells what the models gain on the probe, video by video."""
+    rows = {"out_of_fold": labeled.out_of_fold_rows(folds), "holdout": labeled.holdout_rows()}
+    ids = {part: labeled.ids_of(own) for part, own in rows.items()} | {"test": test_ids}
+    with write_folder_aside(PROBE) as aside:
+        for part, scores in predictions.items():
+            write_predictions(aside / f"{part}.parquet", ids[part], scores)
+        scratch.guard()
 
 
 def predict_all(
@@ -50,7 +64,7 @@ def predict_all(
 ) -> dict[View, dict[str, np.ndarray]]:
     """One fit per fold, on the other folds, then one on all folds for holdout and test."""
     known, holdout = labeled.training_rows(), labeled.holdout_rows()
-    scores = {view: np.zeros((len(labeled.ids), len(labeled.categories))) for view in VIEWS}
+    scores = {view: np.zeros((len(labeled.ids), len(labeled.categories)), np.float32) for view in VIEWS}
     for fold in folds:
         rows = known[labeled.folds[known] != fold]
         validation = labeled.out_of_fold_rows([fold])
@@ -77,7 +91,8 @@ def fit(
     if not scratch.has(path.name):
         scores = probe_scores(pool.take(rows), labeled.labels[rows], others, len(labeled.categories), params)
         with scratch.sealed(path.name), write_aside(path) as aside, open(aside, "wb") as file:
-            arrays: dict[str, Any] = {f"{view}-{i}": part for view in VIEWS for i, part in enumerate(scores[view])}
+            parts = {f"{view}-{i}": part for view in VIEWS for i, part in enumerate(scores[view])}
+            arrays: dict[str, Any] = {name: part.astype(np.float32) for name, part in parts.items()}
             np.savez(file, **arrays)
         log.info(f"reference: {name} fitted on {len(rows)} videos")
         scratch.guard()

@@ -13,7 +13,6 @@ from framefold.data.pseudo_labels import MEAN
 from framefold.data.videos import open_labeled, open_videos
 from framefold.evaluation.calibration import (
     calibration,
-    expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
 )
@@ -81,8 +80,8 @@ def test_nll_and_ece_are_those_computed_by_hand():
         inside = [(p.max(), p.argmax() == t) for p, t in rows if low <= 15 * p.max() < low + 1]
         if inside:
             gap += len(inside) * abs(np.mean([sure for sure, _ in inside]) - np.mean([hit for _, hit in inside]))
-    assert expected_calibration_error(probs, known.truth) == pytest.approx(gap / len(rows))
-    assert expected_calibration_error(np.eye(3), np.arange(3)) == 0  # certain and right, in the last bin
+    assert calibration(probs, known.truth)["ece"] == pytest.approx(gap / len(rows))
+    assert calibration(np.eye(3), np.arange(3))["ece"] == 0  # certain and right, in the last bin
 
 
 # ---- the stage

@@ -18,8 +18,9 @@ from framefold.params.pretrain import PretrainParams
 from framefold.rounds import Round
 from framefold.scratch import Scratch
 from framefold.storage import read_json
+from framefold.training.held_out import measure
 from framefold.training.loop import TrainResult
-from framefold.training.pool import Pool, measure, open_pool
+from framefold.training.pool import Pool, open_pool
 from framefold.training.views import masking_of
 from stages import finetune, pretrain
 
@@ -81,6 +82,6 @@ def test_pretraining_keeps_and_measures_the_average() -> None:
         pretrain.keep(Path("kept"), result, pool, params, scratch)
     assert same(Path("kept/model.safetensors"), result.ema.backbone)
     masking = masking_of(params.masking, pool.held_out)
-    reports = [measure(model, pool, masking, params.batch_size, CPU) for model in (result.model, result.ema)]
+    reports = [measure(model, pool.held_out, masking, CPU) for model in (result.model, result.ema)]
     assert reports[0] != reports[1]
     assert read_json("kept/metrics.json").items() >= reports[1].items()

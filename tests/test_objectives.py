@@ -8,7 +8,7 @@ import torch
 
 from framefold.models.heads import ContrastHead
 from framefold.objectives.classification import accuracy, cross_entropy
-from framefold.objectives.distillation import agreement, soft_cross_entropy
+from framefold.objectives.distillation import agreement, distillation_loss
 from framefold.objectives.itc import info_nce, retrieval_accuracy
 from framefold.objectives.itm import Pairs, matching_accuracy, matching_loss, mismatched_pairs
 from framefold.objectives.keyed import Stream, uniforms
@@ -65,12 +65,33 @@ def test_distillation_ignores_rows_without_a_soft_label():
     soft[[1, 4]] = 0
     rows = [0, 2, 3, 5]
     expected = -(soft[rows] * log_softmax(logits[rows])).sum(1).mean()
-    assert float(soft_cross_entropy(torch.tensor(logits), torch.tensor(soft), torch.tensor(4))) == pytest.approx(
+    assert float(distillation_loss(torch.tensor(logits), torch.tensor(soft), torch.tensor(4))) == pytest.approx(
         expected, rel=1e-5
     )
     same = np.mean(logits[rows].argmax(1) == soft[rows].argmax(1))
     assert float(agreement(torch.tensor(logits), torch.tensor(soft), torch.tensor(4))) == pytest.approx(same)
-    assert float(soft_cross_entropy(torch.tensor(logits), torch.zeros(6, 5), torch.tensor(1))) == 0
+    for settings in ({}, {"temperature": 3.0}, {"hard": 0.5}, {"hard": 1.0}):
+        assert float(distillation_loss(torch.tensor(logits), torch.zeros(6, 5), torch.tensor(1), **settings)) == 0
+
+
+@pytest.mark.parametrize("hard", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_distillation_is_the_divergence_at_the_temperature_and_the_hard_labels_cross_entropy(hard, temperature):
+    """By gradients, since the divergence lacks the labels' entropy: T^2 KL(p_T | q_T) of torch, both sides at T."""
+    rng = np.random.default_rng(2)
+    teacher = torch.tensor(rng.normal(size=(6, 5)), dtype=torch.float32)
+    weights = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.5, 1.0])  # of rows; 0: no label
+    ours = torch.tensor(rng.normal(size=(6, 5)), dtype=torch.float32)
+    theirs = ours.clone()
+    ours.requires_grad_()
+    theirs.requires_grad_()
+    soft = weights[:, None] * teacher.softmax(-1)
+    distillation_loss(ours, soft, 5, hard=hard, temperature=temperature).backward()
+    log_q, p = (theirs / temperature).log_softmax(-1), (teacher / temperature).softmax(-1)
+    divergence = torch.nn.functional.kl_div(log_q, p, reduction="none").sum(-1)
+    best = torch.nn.functional.cross_entropy(theirs, teacher.argmax(-1), reduction="none")
+    ((weights * ((1 - hard) * temperature**2 * divergence + hard * best)).sum() / 5).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
 def both_directions(similarity: np.ndarray) -> float:

@@ -329,7 +329,7 @@ def test_alive_checks_can_fail(project):
         fold["finetune"] = {"ema": 0.1, "raw": 0.4}
     (SWA / "metrics.json").write_text(json.dumps(metrics))
     Path("models/pretrain/single_stream/all/metrics.json").write_text(
-        '{"mlm_accuracy": 0.11, "unigram_accuracy": 0.1, "hidden_tokens": 1000}'
+        '{"mlm_accuracy": 0.11, "mlm_by_guess": 0.1, "mlm_asked": 1000}'
     )
     Path("metrics/pseudo_label.json").write_text(
         '{"leaky": false, "teacher_out_of_fold": {"accuracy": 0.5}, "pool": {"accuracy": 0.4}}'

@@ -13,7 +13,7 @@ from framefold.data.sampling import CHOICE, resampled
 from framefold.data.videos import open_labeled, open_videos
 from framefold.inference.predict import predict_logits
 from framefold.models.registry import build_model
-from framefold.objectives.distillation import soft_cross_entropy
+from framefold.objectives.distillation import distillation_loss
 from framefold.params.base import load
 from framefold.params.finetune import FinetuneParams
 from framefold.params.labels import LabelParams
@@ -27,6 +27,7 @@ from framefold.training.classifiers import FoldData, open_fold
 from framefold.training.loop import TrainResult
 from framefold.training.pool import LabelledPool, open_labelled_pool, open_pool
 from framefold.training.pseudo_phase import PHASE, learn_pseudo_labels
+from framefold.training.tasks import DistillationTask
 
 PSEUDO = Round(None).pseudo
 OFF = LabelParams(hard=0, temperature=1, min_confidence=0, balance=0)
@@ -120,7 +121,30 @@ def divergence(model: torch.nn.Module) -> float:
     """Cross-entropy with the soft labels of the phase's videos."""
     own = pool()
     logits = torch.from_numpy(predict_logits(model, own.videos, 16, "cpu"))
-    return float(soft_cross_entropy(logits, torch.from_numpy(stored()[own.videos.rows]), len(own.videos)))
+    return float(distillation_loss(logits, torch.from_numpy(stored()[own.videos.rows]), len(own.videos)))
+
+
+def test_the_phase_learns_as_its_labels_say(project, monkeypatch):
+    """A third of the loss on the best class, the rest with both sides at temperature 2."""
+    params = load(FinetuneParams)
+    phase = params.pseudo.model_copy(update={"labels": OFF.model_copy(update={"hard": 1 / 3, "temperature": 2.0})})
+    seen = []
+
+    def one_loss(task: DistillationTask, *_: object, **__: object) -> None:
+        batch = own.videos.batch(np.arange(16))
+        seen.append((float(task.loss(batch, None)[0].detach()), task.model(batch).detach().double().numpy(), batch["soft"]))
+
+    monkeypatch.setattr(pseudo_phase, "train", one_loss)
+    own = pool()
+    pseudo_phase.train_on_pool(
+        fresh_student().eval(), own, params.model_copy(update={"pseudo": phase}), 0, "fp32", Scratch("finetune@x-0", {})
+    )
+    ((loss, logits, soft),) = seen
+    root = soft.double().sqrt().numpy()
+    root /= root.sum(1, keepdims=True)
+    log_q, log_q2 = (z - np.log(np.exp(z).sum(1, keepdims=True)) for z in (logits, logits / 2))
+    expected = 2 / 3 * 4 * -(root * log_q2).sum(1).mean() - log_q[np.arange(16), soft.argmax(1)].mean() / 3
+    assert loss == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_phase_teaches_the_soft_labels_once(project, monkeypatch):

@@ -1,6 +1,7 @@
 """The linear probe: .venv/bin/pytest tests/test_reference.py"""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.probe import VIEWS, ProbeVideos, probe_scores
 from framefold.evaluation.splits import LabeledVideos, read_labeled
+from framefold.inference.predictions import PROBE, read_predictions, write_predictions
 from framefold.params.reference import ReferenceParams
 from framefold.scratch import Scratch
 from framefold.storage import read_json
@@ -71,6 +73,31 @@ def test_the_stage_scores_the_same_videos_as_the_models(tmp_path, monkeypatch):
     for parts in probe.values():
         assert {part: entry["n"] for part, entry in parts.items()} == {part: models[part]["n"] for part in models}
         assert all(entry.keys() == models[part].keys() for part, entry in parts.items())
+
+
+def test_what_the_models_gain_on_the_probe_is_told_video_by_video(tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_project.copy(tmp_path / "project"))
+    probe, models = read_json("metrics/reference.json")["both"], read_json("metrics/metrics.json")["ensemble"]
+    gains = read_json("metrics/comparisons.json")["ensemble_minus_probe"]
+    assert gains.keys() == models.keys() == probe.keys()
+    for part, gain in gains.items():
+        assert gain["difference"] == pytest.approx(models[part]["score"] - probe[part]["score"], abs=1e-12)
+        assert gain["low"] < gain["difference"] < gain["high"]
+    check = read_json("metrics/alive.json")["ensemble_against_probe"]
+    assert check == {"value": gains["test"]["low"], "against": 0, "ok": gains["test"]["low"] > 0}
+
+
+def test_a_deep_part_that_does_not_earn_its_cost_is_noticed(tmp_path, monkeypatch):
+    """The probe is always right on test videos."""
+    monkeypatch.chdir(tiny_project.copy(tmp_path / "project"))
+    truth = dict(line.split(",") for line in Path("raw/annotations/test_truth.csv").read_text().split())
+    categories = read_json("data/samples/categories.json")["categories"]
+    ids, logits = read_predictions(PROBE / "test.parquet")
+    right = np.eye(logits.shape[1])[[categories.index(truth[video]) if video in truth else 0 for video in ids]]
+    write_predictions(PROBE / "test.parquet", ids, right)
+    tiny_project.run_stage("ensemble")
+    assert read_json("metrics/alive.json")["ensemble_against_probe"]["ok"] is False
+    assert read_json("metrics/comparisons.json")["ensemble_minus_probe"]["test"]["high"] < 0
 
 
 def test_a_videos_own_label_never_reaches_its_prediction(tmp_path, monkeypatch):

@@ -23,10 +23,7 @@ from framefold.study.outcome import LABELS, SCORES, TRUTH, mean_entry, write_out
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    folder = tiny_project.copy(tmp_path_factory.mktemp("finished") / "project")
-    with contextlib.chdir(folder):
-        tiny_project.run_stage("reference")
-    return folder
+    return tiny_project.copy(tmp_path_factory.mktemp("finished") / "project")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +53,6 @@ def test_labels_of_test_videos_are_those_of_the_submission(project, outcome):
 def test_labels_of_refits_are_those_that_are_submitted(tmp_path):
     folder = tiny_project.copy(tmp_path / "project")
     with contextlib.chdir(folder):
-        tiny_project.run_stage("reference")
         tiny_project.write_params(tiny_project.FOLDS, full_data=[REFIT])
         for arch in tiny_project.ARCHS:
             tiny_project.write_students(arch, [REFIT])

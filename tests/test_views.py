@@ -17,7 +17,7 @@ from framefold.objectives.itm import mismatched_pairs, similar_partners
 from framefold.params.base import UserError, load, validate
 from framefold.params.models import StudentParams
 from framefold.params.pretrain import PretrainParams
-from framefold.training.pool import measure
+from framefold.training.held_out import measure
 from framefold.training.views import Masking, MismatchedVideos, ModalityDrop, masking_of, training_views
 
 TOKENS = SpecialTokens(**SPECIAL, size=VOCAB)
@@ -264,13 +264,9 @@ def test_evaluation_drops_nothing(project: Path) -> None:
     """What is measured on videos kept aside does not depend on what training drops."""
     videos = pool(40)
 
-    class Aside:
-        held_out = videos
-
     model = build("single_stream")
     reports = [
-        measure(model, Aside(), masking_of(masking(text_drop=drop), videos), 20, torch.device("cpu"))  # type: ignore[arg-type]
-        for drop in (0.0, 0.9)
+        measure(model, videos, masking_of(masking(text_drop=drop), videos), torch.device("cpu")) for drop in (0.0, 0.9)
     ]
     assert reports[0] == reports[1]
 

@@ -187,7 +187,7 @@ def write_upstream_metrics(archs: list[str]) -> None:
     for folder in (Path("models/teacher/0"), *(Path("models/pretrain") / arch / "all" for arch in archs)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "curves.csv").write_text("epoch,step,lr,loss\n0,1,0.1,3.0\n0,5,0.0,1.0\n")
-        write_json(folder / "metrics.json", {"mlm_accuracy": 0.3, "unigram_accuracy": 0.1, "hidden_tokens": 1000})
+        write_json(folder / "metrics.json", {"mlm_accuracy": 0.3, "mlm_by_guess": 0.1, "mlm_asked": 1000})
 
 
 def finish_pipeline(archs: list[str]) -> None:
@@ -195,6 +195,7 @@ def finish_pipeline(archs: list[str]) -> None:
         run_stage("average_weights", "--arch", arch)
         run_stage("reweight", "--arch", arch)
     write_upstream_metrics(archs)
+    run_stage("reference")
     run_stage("ensemble")
 
 

@@ -1,4 +1,4 @@
-"""Soft labels of the store as training uses them: sharpened, hardened, thresholded, weighed by class."""
+"""Soft labels of the store as training uses them: those that are sure enough, weighed by class."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ Classes = npt.NDArray[np.int32]
 class SoftTargets:
     """Targets (N, C), made of stored probabilities when they are asked for; `weights` (C,): times that of their class.
 
-    A row of zeros: no label, or one that is not sure enough.
+    A row of zeros: no label, or one that is not sure enough (the threshold of FixMatch, Sohn et al. 2020).
     """
 
     labels: ArrayFile
@@ -35,24 +35,10 @@ class SoftTargets:
     def __getitem__(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.floating]:
         """(len(rows), C)."""
         soft = self.labels[rows]
-        used = soft if self.params.as_stored else blended(soft, self.params)
-        return used if self.weights is None else used * self.weights[soft.argmax(axis=1)][:, None]
-
-
-def blended(soft: npt.NDArray[np.floating], params: LabelParams) -> Floats:
-    """Targets (B, C) of soft labels (B, C): (1 - hard) * p^(1/T) / sum + hard * one-hot(argmax p); zeros where the best
-    p is below `min_confidence` or there is no label.
-
-    One-hot targets are those of pseudo-labelling (Lee 2013), the threshold FixMatch's (Sohn et al. 2020), sharpening
-    MixMatch's (Berthelot et al. 2019).
-    """
-    probs = soft.astype(np.float32)
-    confidence, best = probs.max(axis=1), probs.argmax(axis=1)
-    scaled = (probs / np.where(confidence > 0, confidence, 1)[:, None]) ** np.float32(1 / params.temperature)
-    target = (1 - params.hard) * scaled / np.maximum(scaled.sum(axis=1, keepdims=True), 1)
-    target[np.arange(len(target)), best] += params.hard
-    target[~_is_used(confidence, params)] = 0
-    return target.astype(np.float32)
+        if self.params.min_confidence:
+            used = _is_used(soft.max(axis=1).astype(np.float32), self.params)
+            soft = np.where(used[:, None], soft, soft.dtype.type(0))
+        return soft if self.weights is None else soft * self.weights[soft.argmax(axis=1)][:, None]
 
 
 def used_classes(soft: ArrayFile, params: LabelParams) -> Classes:

@@ -16,6 +16,7 @@ from framefold.storage import read_json
 
 MAX_UNKNOWN = 0.02  # share of [UNK] above which a vocabulary does not fit the text
 NOISE = 0.005  # scores that should not fall may do so by chance by this much
+OBJECTIVES = {"mlm": "masked_tokens", "mfm": "masked_frames", "itm": "matching", "itc": "contrast"}
 STANDARD_ERRORS = 2  # a share that should be above another is so by chance once in 40
 Check = dict[str, float | bool]
 
@@ -69,15 +70,21 @@ def pseudo_labels(metrics: Mapping[str, Any]) -> dict[str, Check]:
 
 
 def pretraining(arch: str, variants: Sequence[Mapping[str, Any]]) -> dict[str, Check]:
-    """Masked tokens predicted against guessing the most frequent one, beyond chance; nothing where MLM was off."""
-    measured = [variant for variant in variants if "mlm_accuracy" in variant]
-    if not measured:
-        return {}
-    accuracy, guess = (
-        float(np.mean([each[name] for each in measured])) for name in ("mlm_accuracy", "unigram_accuracy")
-    )
-    tokens = sum(each["hidden_tokens"] for each in measured)
-    return {f"masked_tokens/{arch}": above(accuracy, guess + STANDARD_ERRORS * math.sqrt(guess * (1 - guess) / tokens))}
+    """What each objective asked of held-out videos, against guessing, beyond chance; nothing where it was off, or where
+    so little was asked that nobody could pass. All variants are asked the same questions: together they are no more."""
+    checks = {}
+    for objective, name in OBJECTIVES.items():
+        measured = [variant for variant in variants if f"{objective}_asked" in variant]
+        if not measured:
+            continue
+        accuracy, guess = (
+            float(np.mean([each[f"{objective}_{what}"] for each in measured])) for what in ("accuracy", "by_guess")
+        )
+        asked = min(each[f"{objective}_asked"] for each in measured)
+        least = guess + STANDARD_ERRORS * math.sqrt(guess * (1 - guess) / asked)
+        if least < 1:
+            checks[f"{name}/{arch}"] = above(accuracy, least)
+    return checks
 
 
 def averages(arch: str, folds: Sequence[Mapping[str, Any]]) -> dict[str, Check]:

@@ -27,7 +27,8 @@ def fit_temperature(probs_at: Callable[[float], Probs], truth: Labels) -> float:
 
 
 def calibration(probs: Probs, truth: Labels) -> dict[str, float]:
-    return {"nll": negative_log_likelihood(probs, truth), "ece": expected_calibration_error(probs, truth)}
+    ece = expected_calibration_error(probs.max(axis=1), probs.argmax(axis=1) == truth)
+    return {"nll": negative_log_likelihood(probs, truth), "ece": ece}
 
 
 def negative_log_likelihood(probs: Probs, truth: Labels) -> float:
@@ -35,9 +36,9 @@ def negative_log_likelihood(probs: Probs, truth: Labels) -> float:
     return float(-np.log(np.maximum(probs[np.arange(len(truth)), truth], np.finfo(np.float64).tiny)).mean())
 
 
-def expected_calibration_error(probs: Probs, truth: Labels) -> float:
-    """Mean over the rows (N, C) of |accuracy - mean confidence| of the row's bin; BINS bins of equal width."""
-    confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == truth
+def expected_calibration_error(confidence: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_]) -> float:
+    """Mean over answers (N,) of |accuracy - mean confidence| of the answer's bin; BINS bins of equal width."""
+    confidence = confidence.astype(np.float64)
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     gaps = np.abs(np.bincount(bins, correct - confidence, minlength=BINS))
-    return float(gaps.sum() / len(truth))
+    return float(gaps.sum() / len(confidence))

@@ -12,7 +12,7 @@ from pyarrow import csv
 
 from framefold.data.pseudo_labels import NOBODY, Assignment
 from framefold.errors import UserError
-from framefold.evaluation.calibration import calibration
+from framefold.evaluation.calibration import calibration, expected_calibration_error
 from framefold.evaluation.metrics import official_scores
 from framefold.inference.committee import OutOfFold
 from framefold.storage import read_parquet, write_aside
@@ -59,7 +59,9 @@ def pool_quality(labels: Path, truth_file: Path, categories: Sequence[str]) -> t
         return report, []
     truth, extended = read_truth(truth_file, read_parquet(labels, columns=["id"])["id"], categories)
     known = (truth != UNKNOWN) & (label >= 0)
-    rows = confidence_buckets("pool", confidence[known], label[known] == truth[known])
+    correct = label[known] == truth[known]
+    report |= {"ece": expected_calibration_error(confidence[known], correct)} if known.any() else {}
+    rows = confidence_buckets("pool", confidence[known], correct)
     return report | label_scores(truth[known], label[known], extended), rows
 
 

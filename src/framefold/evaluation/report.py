@@ -34,9 +34,10 @@ def write_report(
     single = students.fold_logits(arch, fold)
     entries = {name: scorer.entries(parts) for name, parts in logits.items()} | {"ensemble": scorer.entries(final)}
     entries["best_fold"] = scorer.entries(single) | fold_entry(students, fold, single["validation"], scorer)
-    rivals: dict[str, Predictions] = {**logits, "best_fold": single}
+    rivals: dict[str, Predictions] = {**logits, "best_fold": single, "probe": students.probe()}
     comparisons: dict[str, Any] = {f"ensemble_minus_{name}": scorer.differences(final, rivals[name]) for name in rivals}
-    checks: dict[str, Any] = {}
+    gain = comparisons["ensemble_minus_probe"][most_honest(scorer)]
+    checks: dict[str, Any] = {"ensemble_against_probe": above(gain["low"], 0)}
     if refit is not None:
         entries["full_data"] = refit_entry(refit, scorer)
         comparisons["full_data_minus_ensemble"] = scorer.differences({"test": refit}, {"test": final["test"]})
@@ -50,6 +51,11 @@ def write_report(
     checks |= all_checks(students.archs, students.folds, students.models, METRICS)
     write_json(METRICS / "alive.json", checks | selection_checks(chosen))
     write_plots(students, final, scorer)
+
+
+def most_honest(scorer: Scorer) -> str:
+    """Test where its truth is known, else holdout, else out of fold."""
+    return list(scorer.targets)[-1]
 
 
 def out_of_fold_optimism(students: Students, logits: dict[str, Logits], scorer: Scorer) -> dict[str, Any]:
@@ -115,8 +121,7 @@ def reweighting(students: Students, blend: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_plots(students: Students, final: Predictions, scorer: Scorer) -> None:
-    """On the most honest part there is: test, else holdout, else out of fold."""
-    part = list(scorer.targets)[-1]
+    part = most_honest(scorer)
     target, plots = scorer.targets[part], METRICS / "plots"
     predicted = final[part][target.rows].argmax(axis=1)
     sizes = np.zeros(len(target.categories), dtype=np.int64)

@@ -9,6 +9,8 @@ import pyarrow as pa
 from framefold.errors import UserError
 from framefold.storage import read_parquet, write_parquet
 
+PROBE = Path("models/reference")  # of the linear probe, a file for each part: decision values in place of logits
+
 
 def write_predictions(path: Path | str, ids: Sequence[str], logits: np.ndarray) -> None:
     """ids: N strings; logits (N, C), stored as float32."""

@@ -11,7 +11,7 @@ from framefold.data.folds import REFIT
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.splits import LabeledVideos
 from framefold.inference.ensembling import best_member
-from framefold.inference.predictions import read_aligned
+from framefold.inference.predictions import PROBE, read_aligned
 from framefold.storage import read_json
 
 PARTS = ("out_of_fold", "holdout", "test")
@@ -40,6 +40,10 @@ class Students:
     def refit_logits(self, arch: str) -> np.ndarray:
         """(N, C) of the test videos, by the model that was trained on all labelled ones."""
         return read_aligned(self.models / "swa" / arch / REFIT / "test.parquet", self.test_ids)
+
+    def probe(self) -> Logits:
+        """Of the linear probe, as the models': each video's own fold out of fold, all folds elsewhere."""
+        return {part: read_aligned(PROBE / f"{part}.parquet", self.ids(part)) for part in PARTS}
 
     def class_weights(self, arch: str) -> list[float]:
         return list(self.reweighting(arch)["weights"])

@@ -4,15 +4,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framefold.objectives.classification import one_hot
 
-def soft_cross_entropy(logits: Tensor, soft: Tensor, total: Tensor | int) -> Tensor:
-    """Mean cross-entropy with soft labels over the rows that have one, a scalar; zero if no row has.
 
-    logits (B, C). soft (B, C): probabilities; a row of zeros is a video that no teacher may label. total (): how many
-    rows the mean is over, those of other processes included.
+def distillation_loss(
+    logits: Tensor, soft: Tensor, total: Tensor | int, *, hard: float = 0.0, temperature: float = 1.0
+) -> Tensor:
+    """Mean over the rows that have a soft label p of (1 - hard) * T^2 * H(p_T, q_T) + hard * H(onehot(argmax p), q), a
+    scalar; zero if no row has one.
+
+    H: cross-entropy, for the student the Kullback-Leibler divergence and a constant. q = softmax(logits (B, C)), q_T =
+    softmax(logits / T), and p_T, p^(1/T) normalised, is what the teacher's softmax at T would have said; T^2 keeps the
+    gradient's size. soft (B, C): probabilities, times what the row weighs; a row of zeros is a video that no teacher
+    may label. total (): how many rows the mean is over, those of other processes included.
+    The hard part is that of pseudo-labelling (Lee 2013).
     """
-    per_row = -(soft.float() * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)  # (B,), 0 where soft is 0
-    return per_row.sum() / total
+    soft, logits = soft.float(), logits.float()
+    loss = logits.new_zeros(())
+    if hard < 1:
+        targets = soft if temperature == 1 else soften(soft, temperature)
+        loss = (1 - hard) * temperature**2 * _cross_entropy(logits / temperature, targets)
+    if hard:
+        best = one_hot(soft.argmax(dim=-1), soft.shape[-1])
+        loss = loss + hard * _cross_entropy(logits, soft.sum(dim=-1, keepdim=True) * best)
+    return loss / total
+
+
+def soften(soft: Tensor, temperature: float) -> Tensor:
+    """(B, C) -> p^(1/T) with the sums that the rows had; above 1 flatter, below sharper. Zeros stay zeros."""
+    sums, highest = soft.sum(dim=-1, keepdim=True), soft.amax(dim=-1, keepdim=True)
+    powers = (soft / highest.where(highest > 0, 1)) ** (1 / temperature)
+    return sums * powers / powers.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed over rows (B, C), 0 where targets are 0."""
+    return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1).sum()
 
 
 def agreement(logits: Tensor, soft: Tensor, total: Tensor | int) -> Tensor:

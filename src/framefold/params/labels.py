@@ -6,12 +6,12 @@ from framefold.params.base import Group
 
 
 class LabelParams(Group):
-    hard: float = Field(ge=0, le=1)  # share of the target that is one-hot on the best class; the rest is soft
-    temperature: float = Field(gt=0)  # of the soft part: p^(1 / T), normalised; below 1 sharper, above 1 softer
+    hard: float = Field(ge=0, le=1)  # share of the loss whose target is one-hot on the best class; the rest is soft
+    temperature: float = Field(gt=0)  # of teacher and student in the soft part
     min_confidence: float = Field(ge=0, lt=1)  # best probability below which a video counts as without label
     balance: float = Field(ge=0, le=1)  # a class of n labels counts ~ n^(1 - balance); 0: as they come
 
     @property
-    def as_stored(self) -> bool:
-        """Whether targets are the stored soft labels themselves."""
-        return self.hard == 0 and self.temperature == 1 and self.min_confidence == 0
+    def plain(self) -> bool:
+        """Whether the loss is the cross-entropy with the stored soft labels themselves."""
+        return self.hard == 0 and self.temperature == 1 and self.min_confidence == 0 and self.balance == 0

@@ -68,7 +68,7 @@ class PretrainParams(BatchParams):
     epochs: dict[Arch, NonNegativeInt]  # 0: students start from scratch, or from their text model's own weights
     # true: one pretraining per teacher, for the folds that it never saw (strict, teacher.n_folds times the cost)
     per_fold: bool
-    held_out: PositiveInt  # videos of the pool that are kept aside to measure masked-token accuracy on
+    held_out: PositiveInt  # videos of the pool that are kept aside, to measure what was learned
     masking: MaskingParams
     mismatched: MismatchedParams
     weights: dict[Arch, ObjectiveWeights]

@@ -17,7 +17,6 @@ from framefold.params.encoders import EncoderParams
 from framefold.params.ensemble import EnsembleParams
 from framefold.params.finetune import FinetuneParams, own_towers_problem
 from framefold.params.ingest import IngestParams
-from framefold.params.labels import LabelParams
 from framefold.params.models import (
     DualStreamParams,
     HeadParams,
@@ -100,17 +99,13 @@ def without_effect(params: dict[str, Any], path: Path | str = PARAMS_FILE) -> li
         "pretrain.mismatched.hard": pretrain.mismatched.hard and "itm" not in on,
         "pretrain.contrast.queue": pretrain.contrast.queue and "itc" not in on,
         "pretrain.contrast.soft_targets": pretrain.contrast.soft_targets and "itc" not in on,
-        "pretrain.labels": _changes_labels(pretrain.labels) and "distillation" not in on,
+        "pretrain.labels": not pretrain.labels.plain and "distillation" not in on,
         "pretrain.per_fold": pretrain.per_fold and "distillation" not in on,
-        "finetune.pseudo.labels": _changes_labels(finetune.pseudo.labels) and not finetune.pseudo.epochs,
+        "finetune.pseudo.labels": not finetune.pseudo.labels.plain and not finetune.pseudo.epochs,
         "average_weights.method": average.method == "greedy" and average.last == 1,
         "average_weights.last": average.last > finetune.epochs,
     }
     return [f"{path}: {name} has no effect here" for name, found in set_for_nothing.items() if found]
-
-
-def _changes_labels(labels: LabelParams) -> bool:
-    return not labels.as_stored or labels.balance > 0
 
 
 def _contradictions(

@@ -1,4 +1,4 @@
-"""The unlabelled pool as pretraining and the first phase of finetuning see it, and what is measured on videos of it.
+"""The unlabelled pool as pretraining and the first phase of finetuning see it.
 
 The labelled videos are not in the pool: their labels belong to finetuning, fold by fold.
 """
@@ -8,21 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from framefold.data.array_files import ArrayFile
-from framefold.data.batches import EpochBatches, VideoDataset
+from framefold.data.batches import VideoDataset
 from framefold.data.pseudo_labels import open_pseudo_labels
 from framefold.data.sampling import ResampledVideos
 from framefold.data.soft_targets import NO_CLASS, SoftTargets, label_weights, used_classes
 from framefold.data.tokens import SpecialTokens, check_aligned
 from framefold.data.videos import Videos, open_videos
 from framefold.errors import UserError
-from framefold.objectives.distillation import has_soft_label
 from framefold.params.labels import LabelParams
 from framefold.params.models import StudentParams
-from framefold.training.pretraining import PretrainingModel
-from framefold.training.views import Masking
 
 MAX_HELD_OUT = 0.2  # share of a small pool
 
@@ -93,28 +89,3 @@ def _open_labels(
     videos, pseudo = open_videos("unlabeled", student.encoder), open_pseudo_labels(folder)
     check_aligned(pseudo.iterate_ids(), videos.tokens.iterate_ids(), f"{folder} and {videos.tokens.path}")
     return videos, pseudo.soft(teacher), pseudo.usable
-
-
-@torch.inference_mode()
-def measure(
-    model: PretrainingModel, pool: Pool, masking: Masking, batch_size: int, device: torch.device
-) -> dict[str, float | int]:
-    """On the held-out videos, in fp32, with the same masks whatever was trained: masked-token accuracy beside that of
-    always guessing the most frequent of the hidden tokens; agreement with the teachers' best class."""
-    model.eval().to(device)
-    hits, hidden, agreed, labelled = 0, [], 0, 0
-    batches = EpochBatches(pool.held_out, batch_size, seed=0, epoch=0, shuffle=False, transform=masking)
-    for batch in (batches[i] for i in range(len(batches))):
-        on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-        if model.mlm_head is not None:
-            targets = batch["token_targets"]
-            hits += int((model.masked_token_logits(on_device).argmax(-1).cpu() == targets).sum())
-            hidden.append(targets)
-        has_label = has_soft_label(batch["soft"])
-        same = model.backbone(on_device).argmax(-1).cpu() == batch["soft"].argmax(-1)
-        agreed, labelled = agreed + int((same & has_label).sum()), labelled + int(has_label.sum())
-    report: dict[str, float | int] = {"teacher_agreement": agreed / max(labelled, 1), "held_out": len(pool.held_out)}
-    if hidden and (tokens := torch.cat(hidden)).numel():
-        report |= {"mlm_accuracy": hits / len(tokens), "unigram_accuracy": int(tokens.bincount().max()) / len(tokens)}
-        report["hidden_tokens"] = len(tokens)
-    return report

@@ -9,6 +9,7 @@ The recipe is that of the winning solutions of the WeChat Big Data Challenge 202
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framefold.models.backbone import Batch, Encoded
@@ -46,6 +47,14 @@ class Totals(NamedTuple):
     labelled: Tensor
 
 
+class Answers(NamedTuple):
+    """How right each answer is (N,), from 0 to 1, and how right a guess would be (N,), any one of the candidates; None
+    where guesses are better than that."""
+
+    right: Tensor
+    by_guess: Tensor | None
+
+
 class PretrainingModel(nn.Module):
     """A backbone with the heads of its objectives.
 
@@ -57,7 +66,7 @@ class PretrainingModel(nn.Module):
     def __init__(self, backbone: Any, mlm_head: MlmHead, weights: ObjectiveWeights, params: PretrainParams):
         super().__init__()
         self.backbone = backbone
-        self.weights, self.temperature = weights, params.contrast.temperature
+        self.weights, self.temperature, self.labels = weights, params.contrast.temperature, params.labels
         hidden, contrast = backbone.hidden_size, params.contrast
         self.mlm_head = mlm_head if weights.mlm else None
         self.mfm_head = MfmHead(hidden, backbone.feature_dim) if weights.mfm else None
@@ -99,10 +108,7 @@ class PretrainingModel(nn.Module):
 
     def _whole(self, batch: Batch, share: Share, average: Any, totals: Totals, losses: Losses, parts: Parts) -> None:
         """The objectives on the batch as it is."""
-        streams = None
-        if isinstance(self.backbone, TwoStreams):
-            streams = (*self.backbone.encode_text(batch), *self.backbone.encode_frames(batch))
-        clean = self.backbone.encode(batch) if streams is None else self.backbone.fuse(*streams)
+        clean, streams = self._as_it_is(batch)
         if self.weights.distillation:
             self._distillation(batch, clean, totals, losses, parts)
         if self.itm_head is not None:
@@ -111,6 +117,13 @@ class PretrainingModel(nn.Module):
             self._momentum_contrast(batch, streams, share, average, losses, parts)
         elif self.itc_head is not None and streams is not None:
             self._contrast(batch, streams, share, losses, parts)
+
+    def _as_it_is(self, batch: Batch) -> tuple[Encoded, tuple[Tensor, ...] | None]:
+        """And its streams, where the backbone has two."""
+        if not isinstance(self.backbone, TwoStreams):
+            return self.backbone.encode(batch), None
+        streams = (*self.backbone.encode_text(batch), *self.backbone.encode_frames(batch))
+        return self.backbone.fuse(*streams), streams
 
     def _masked(self, batch: Batch, share: Share, totals: Totals, losses: Losses, parts: Parts) -> None:
         """MLM and MFM on one view, with tokens hidden for the one and frames for the other."""
@@ -139,17 +152,14 @@ class PretrainingModel(nn.Module):
         encoded = self.backbone.encode(batch, input_ids=tokens, frames=frames)
         return encoded.text, encoded.frames
 
-    def masked_token_logits(self, batch: Batch) -> Tensor:
-        """(M, V) at the hidden tokens of a batch, in its order."""
-        return self._token_logits(self._hidden_view(batch)[0], batch)
-
     def _token_logits(self, text: Tensor, batch: Batch) -> Tensor:
         assert self.mlm_head is not None
         return self.mlm_head(text, batch["token_places"], self.word_embeddings)
 
     def _distillation(self, batch: Batch, clean: Encoded, totals: Totals, losses: Losses, parts: Parts) -> None:
         logits, soft = self.backbone.head(clean.pooled), batch["soft"]  # (B, C), (B, C)
-        loss = distillation.soft_cross_entropy(logits, soft, totals.labelled)
+        settings = {"hard": self.labels.hard, "temperature": self.labels.temperature}
+        loss = distillation.distillation_loss(logits, soft, totals.labelled, **settings)
         losses["distillation"] = self.weights.distillation, loss
         parts["teacher_agreement"] = distillation.agreement(logits, soft, totals.labelled)
 
@@ -201,11 +211,54 @@ class PretrainingModel(nn.Module):
         losses["itc"], parts["itc_accuracy"] = (self.weights.itc, loss), accuracy
 
     @torch.no_grad()
+    def answers(self, batch: Batch) -> dict[str, Answers]:
+        """Of each self-supervised objective that the model has, on a batch as in training, in one process.
+
+        mlm: the hidden tokens, each among all tokens. mfm: the hidden frames, each among all real frames of the batch.
+        itm: does the text of a mismatched pair belong to those frames, and does it to its own. itc: for each video with
+        both, its frames by its text among those of all, and the other way round; half an answer each, since one
+        similarity decides both.
+        """
+        found: dict[str, Answers] = {}
+        if self.mlm_head is not None or self.mfm_head is not None:
+            text, frames = self._hidden_view(batch)
+        if self.mlm_head is not None:
+            found["mlm"] = Answers(hits(self._token_logits(text, batch), batch["token_targets"]), None)
+        if self.mfm_head is not None and len(batch["frame_places"]):  # else there may be no candidate at all
+            guess, real = self.mfm_head(frames, batch["frame_places"]), batch["frame_mask"]
+            found["mfm"] = found_among(guess, batch["frames"].flatten(0, 1), real.flatten(), batch["frame_places"])
+        if self.itm_head is None and self.itc_head is None:
+            return found
+        clean, streams = self._as_it_is(batch)
+        if self.itm_head is not None:
+            counts = _valid_pairs(batch)
+            own = self.itm_head(clean.pooled).index_select(0, batch["pair_rows"])[counts]
+            other = self.itm_head(self._swapped(batch, streams).pooled)[counts]
+            right = torch.cat([own > 0, other <= 0]).float()
+            found["itm"] = Answers(right, torch.full_like(right, 0.5))
+        if self.itc_head is not None and streams is not None:
+            sides = self.itc_head(*self.backbone.unimodal(*streams))[:2]
+            valid = _comparable(batch)
+            places = valid.nonzero().squeeze(1)
+            both = [found_among(one[valid], other, valid, places) for one, other in (sides, sides[::-1])]
+            found["itc"] = Answers((both[0].right + both[1].right) / 2, both[0].by_guess)
+        return found
+
+    @torch.no_grad()
     def contrast_vectors(self, batch: Batch) -> Vectors:
         """What this model, as a momentum encoder, makes of a batch."""
         assert self.itc_head is not None
         streams = (*self.backbone.encode_text(batch), *self.backbone.encode_frames(batch))
         return Vectors(*self.itc_head(*self.backbone.unimodal(*streams))[:2])
+
+
+def found_among(vectors: Tensor, candidates: Tensor, real: Tensor, places: Tensor) -> Answers:
+    """Whether the most similar of the `real` (C,) candidates (C, D), by cosine, to each of vectors (N, D) is the one at
+    its place (N,)."""
+    unit = F.normalize(candidates.float(), dim=-1)
+    similarity = (F.normalize(vectors.float(), dim=-1) @ unit.T).masked_fill(~real, -torch.inf)
+    right = (similarity.argmax(dim=-1) == places).float()
+    return Answers(right, torch.full_like(right, 1.0) / real.sum().clamp(min=1))
 
 
 def _comparable(batch: Batch) -> Tensor:

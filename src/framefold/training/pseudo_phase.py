@@ -64,7 +64,7 @@ def train_on_pool(
     phase, tokens = params.pseudo, params.batch_tokens
     settings = params.model_copy(update={"epochs": phase.epochs, "batch_size": phase.batch_size, "lr": phase.lr})
     return train(
-        DistillationTask(model),
+        DistillationTask(model, phase.labels),
         lambda epoch: EpochBatches(
             pool.epoch(seed, epoch), phase.batch_size, seed=seed, epoch=epoch, batch_tokens=tokens
         ),

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from framefold.objectives.classification import accuracy, cross_entropy
-from framefold.objectives.distillation import agreement, soft_cross_entropy
+from framefold.objectives.distillation import agreement, distillation_loss
+from framefold.params.labels import LabelParams
 from framefold.training.pretraining import PretrainingModel
 from framefold.training.protocols import Batch
 from framefold.training.sharing import Share
@@ -34,13 +35,14 @@ class ClassificationTask:
 class DistillationTask:
     """Students on soft labels, of which every video of a batch has one."""
 
-    def __init__(self, model: Any):
-        self.model = model
+    def __init__(self, model: Any, labels: LabelParams):
+        self.model, self.labels = model, labels
 
     def loss(self, batch: Batch, share: Share) -> tuple[Tensor, Parts]:
         logits, soft = self.model(batch), batch["soft"]  # (B, C), (B, C)
         parts = {"teacher_agreement": agreement(logits, soft, len(soft))}
-        return soft_cross_entropy(logits, soft, len(soft)), parts
+        settings = {"hard": self.labels.hard, "temperature": self.labels.temperature}
+        return distillation_loss(logits, soft, len(soft), **settings), parts
 
     def role_of(self, name: str) -> str:
         return self.model.role_of(name)
