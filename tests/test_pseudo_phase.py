@@ -132,7 +132,8 @@ def test_the_phase_learns_as_its_labels_say(project, monkeypatch):
 
     def one_loss(task: DistillationTask, *_: object, **__: object) -> None:
         batch = own.videos.batch(np.arange(16))
-        seen.append((float(task.loss(batch, None)[0].detach()), task.model(batch).detach().double().numpy(), batch["soft"]))
+        loss, logits = task.loss(batch, None)[0], task.model(batch)
+        seen.append((float(loss.detach()), logits.detach().double().numpy(), batch["soft"]))
 
     monkeypatch.setattr(pseudo_phase, "train", one_loss)
     own = pool()
