@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from framefold.data.folds import Folds
 from framefold.data.manifest import NAME
+from framefold.data.origins import check_trained_folds, read_origins
 from framefold.data.videos import Videos, open_labeled
 from framefold.errors import command
 from framefold.evaluation.metrics import official_scores
@@ -66,6 +68,7 @@ def main() -> None:
         labeled, test = (open_videos_for(example, split, student.encoder, root) for split in ("labeled", "test"))
         for folder in sources.values():
             check_kept(folder, params.last)
+        check_students({fold: sources[fold] for fold in folds}, open_labeled(labeled), source)
         predictor = open_predictor(labeled, test, student, params.batch_size, scratch, blocks)
         # students that label in a later round: its own are judged on the fold that would choose
         greedy = params.method == "greedy" and round_.name is None
@@ -81,6 +84,13 @@ def main() -> None:
             part.write(folders[part.fold])
         publish(arch, sources, folders, refits, target, scratch)
         scratch.finish()
+
+
+def check_students(sources: dict[int, Path], labeled: Folds, folder: Path) -> None:
+    """UserError for a student that saw the fold or the holdout on which it is to be judged; what it was pretrained on
+    may be leaky, which then stands beside its scores."""
+    trained = read_origins({fold: [source] for fold, source in sources.items()}, labeled, labeled.n_folds, leaky=True)
+    check_trained_folds(trained, labeled.n_folds, folder)
 
 
 def publish(

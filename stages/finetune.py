@@ -12,7 +12,8 @@ from torch import nn
 
 from framefold.data.folds import REFIT, Folds
 from framefold.data.manifest import NAME
-from framefold.data.pseudo_labels import ORIGIN, ORIGINS, origin_of, read_teachers, teacher_of
+from framefold.data.origins import ORIGIN, check_pretraining, origin_of
+from framefold.data.pseudo_labels import origin_of_labels, read_teachers, teacher_of
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import UserError, command
 from framefold.launch import on_several_processes
@@ -55,6 +56,9 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
     teacher = labels_by(fold, round_) if load_value("pretrain.per_fold") else None  # None: all together
     source = round_.models / "pretrain" / arch / ("all" if teacher is None else str(teacher))
     root, encoder = Path(load_value("data.root")), Path("models/clip") / student.encoder
+    leaky = check_pretraining(source, teacher, fold)
+    if params.pseudo.epochs:
+        leaky |= origin_of_labels(round_.pseudo, teacher)["leaky"]
     load_runtime().prepare_cpu()
 
     with Scratch(round_.item(stage, arch, fold), made_from(arch, fold, round_, source)) as scratch:
@@ -77,8 +81,7 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
             model, data, params, seed=seed, precision=precision, scratch=scratch, after_epoch=judgement
         )
         if is_main_process():
-            origin = origin_of(labeled, data.training.rows, n_folds=int(labeled.fold.max()) + 1)
-            origin["leaky"] = read_json(round_.pseudo / ORIGINS)["leaky"]  # what its pretraining learned
+            origin = origin_of(labeled, data.training.rows, labeled.n_folds, leaky)
             publish(round_.models / "finetune" / arch / str(fold), result, params, data, origin, scratch)
         scratch.finish()
 

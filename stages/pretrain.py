@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from framefold.data.batches import EpochBatches
-from framefold.data.pseudo_labels import read_teachers
+from framefold.data.origins import ORIGIN
+from framefold.data.pseudo_labels import origin_of_labels, read_teachers
 from framefold.data.videos import store_paths
 from framefold.errors import command
 from framefold.inference.processes import Processes
@@ -66,11 +67,12 @@ def main() -> None:
                 lasts = params.epochs[arch] > 0
                 result = pretrain(model, pool, params, params.of(arch), seed, precision, own) if lasts else None
                 if is_main_process():
+                    origin = origin_of_labels(round_.pseudo, teacher)
                     with scratch.sealed(variant) as folder:
                         if result is None:
-                            keep_start(folder, model, own)
+                            keep_start(folder, model, origin, own)
                         else:
-                            keep(folder, result, pool, params, own)
+                            keep(folder, result, pool, params, origin, own)
                 own.finish()
         if is_main_process():
             publish(scratch, list(variants), round_.models / "pretrain" / arch)
@@ -106,7 +108,9 @@ def pretrain(
     )
 
 
-def keep(folder: Path, result: TrainResult, pool: Pool, params: PretrainParams, scratch: Scratch) -> None:
+def keep(
+    folder: Path, result: TrainResult, pool: Pool, params: PretrainParams, origin: dict[str, Any], scratch: Scratch
+) -> None:
     """The EMA weights of backbone and classification head; the other heads have done their work."""
     device = load_runtime().torch_device()
     masking = masking_of(params.masking, pool.held_out)
@@ -116,14 +120,16 @@ def keep(folder: Path, result: TrainResult, pool: Pool, params: PretrainParams, 
     with write_folder_aside(folder) as aside:
         save_model(aside, result.ema.backbone)  # type: ignore[arg-type]
         write_curves(aside / "curves.csv", result.history)
+        write_json(aside / ORIGIN, origin)
         write_json(aside / "metrics.json", report | last | {"videos": len(pool.training)})
         scratch.guard()
 
 
-def keep_start(folder: Path, model: PretrainingModel, scratch: Scratch) -> None:
+def keep_start(folder: Path, model: PretrainingModel, origin: dict[str, Any], scratch: Scratch) -> None:
     """0 epochs: the weights that pretraining would have started from. Nothing is measured, as nothing was learned."""
     with write_folder_aside(folder) as aside:
         save_model(aside, model.backbone)
+        write_json(aside / ORIGIN, origin)
         write_json(aside / "metrics.json", {"videos": 0})
         scratch.guard()
 

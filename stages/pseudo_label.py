@@ -121,7 +121,7 @@ def inputs_of(committee: Committee, params: PseudoLabelParams) -> list[Path]:
 
 def assign(committee: Committee, labeled: Folds, leaky: bool) -> tuple[Assignment, dict[int, list[int]]]:
     """Who labels what, checked against what the teachers were trained on."""
-    trained_folds = committee.trained_folds(leaky)
+    trained_folds = committee.trained_folds(labeled, leaky)
     groups, test_groups = (read_columns(split, ["group"])["group"].to_numpy() for split in ("unlabeled", "test"))
     if leaky:
         log.warning(

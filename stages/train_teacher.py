@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from framefold.data.folds import teacher_fold, without_holdout
-from framefold.data.pseudo_labels import ORIGIN, TEACHERS, check_teachers, origin_of
+from framefold.data.origins import ORIGIN, check_trained_folds, origin_of
+from framefold.data.pseudo_labels import TEACHERS
 from framefold.data.samples import samples_path
 from framefold.data.topics import UNLABELED, pool_rows
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
@@ -57,7 +58,7 @@ def main() -> None:
         data = open_fold(videos, shown, own, params.inputs, params.training.batch_size)
         origin = origin_of(labeled, data.training.rows, params.n_folds)
         if not leaky:
-            check_teachers({fold: origin["trained_folds"]}, params.n_folds, TEACHERS)
+            check_trained_folds({fold: origin["trained_folds"]}, params.n_folds, TEACHERS)
         seed_everything(seed)
         shape = videos.special.size, videos.features.dim, len(data.categories)
         model = build_model(ARCH, params.text, params.model, *shape)

@@ -10,9 +10,10 @@ import torch
 import yaml
 
 from framefold.data.features import write_store
-from framefold.data.folds import HOLDOUT, teacher_fold
+from framefold.data.folds import HOLDOUT, Folds, teacher_fold
 from framefold.data.folds import SCHEMA as FOLDS_SCHEMA
-from framefold.data.pseudo_labels import MEAN, NOBODY, ORIGIN, ORIGINS, Assignment, write_labels
+from framefold.data.origins import ORIGIN, origin_of
+from framefold.data.pseudo_labels import MEAN, NOBODY, ORIGINS, Assignment, write_labels
 from framefold.data.shards import KeptShards
 from framefold.data.tokens import token_writer
 from framefold.inference.predictions import write_predictions
@@ -121,8 +122,10 @@ def make_teachers(root: Path, params: dict[str, Any]) -> None:
         shape = VOCAB, DIM, len(CATEGORIES)
         save_model(folder, build_model("single_stream", teacher.text, teacher.model, *shape))
         own = teacher_fold(fold, teacher.n_folds)
-        trained = np.unique(fold[(own != number) & (fold != HOLDOUT)]).tolist()
-        write_json(folder / ORIGIN, {"leaky": False, "n_folds": teacher.n_folds, "trained_folds": trained})
+        rows = np.flatnonzero((own != number) & (fold != HOLDOUT))
+        columns = (labeled[name].to_numpy() for name in ("label", "group", "fold"))
+        folds = Folds(labeled["id"].combine_chunks(), *columns)
+        write_json(folder / ORIGIN, origin_of(folds, rows, teacher.n_folds))
         logits = np.random.default_rng(number).normal(size=(int((own == number).sum()), len(CATEGORIES)))
         write_predictions(folder / "out_of_fold.parquet", ids[own == number].tolist(), logits)
 
@@ -136,6 +139,13 @@ def make_pretrained(root: Path, params: dict[str, Any], seeds: dict[str, int]) -
         folder = root / "models/pretrain/single_stream" / variant
         folder.mkdir(parents=True)
         save_model(folder, build_model("single_stream", student.text, size, VOCAB, DIM, len(CATEGORIES)))
+        write_pretraining_origin(folder, None if variant == "all" else int(variant))
+
+
+def write_pretraining_origin(folder: Path, teacher: int | None = None, **changes: Any) -> None:
+    """What pretrain says of the labels that a variant learned."""
+    seen = [fold for fold in range(3) if fold != teacher]
+    write_json(folder / ORIGIN, {"leaky": False, "teacher": teacher, "trained_folds": seen} | changes)
 
 
 def write_soft_labels(root: Path, sharpness: float = 4.0) -> None:

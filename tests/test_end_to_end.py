@@ -34,7 +34,7 @@ from framefold.params.models import StudentParams
 from framefold.storage import read_json
 from framefold.training.optimization import parameter_groups
 from tests import tiny_project
-from tests.stores import write_origins
+from tests.stores import write_origins, write_pretraining_origin
 
 ARCHS, CLIP, MIN_CROP = ("single_stream", "dual_stream"), Path("models/clip/small"), 0.5
 ROWS = np.arange(6)
@@ -255,6 +255,7 @@ def test_towers_go_through_the_stages(tmp_path: Path, monkeypatch: pytest.Monkey
     tiny_project.write_params([0, 1], archs=["single_stream"], **{"finetune.vision": {"lr": 1e-3, "min_crop": 0.8}})
     tiny_project.build_stores()
     save_model("models/pretrain/single_stream/all", student("single_stream", tower=False))
+    write_pretraining_origin(Path("models/pretrain/single_stream/all"))
     write_origins(tmp_path)
     for fold in ("0", "1"):
         tiny_project.run_stage("finetune", "--arch", "single_stream", "--fold", fold)

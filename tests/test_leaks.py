@@ -14,22 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_project
 import yaml
-from stores import SIZES, make_project, make_teachers, small_params, table
+from stores import SIZES, make_project, make_teachers, small_params, table, write_pretraining_origin
 from tiny_project import run_stage
 
 from framefold.data.folds import SCHEMA as FOLDS_SCHEMA
 from framefold.data.folds import Folds
+from framefold.data.origins import ORIGIN, check_pretraining, check_trained_folds, origin_of, read_origins
 from framefold.data.pseudo_labels import (
     MEAN,
     NOBODY,
-    ORIGIN,
     TEACHERS,
     Assignment,
     assign_teachers,
     check_assignment,
-    check_teachers,
     open_pseudo_labels,
-    read_origins,
+    origin_of_labels,
     write_labels,
 )
 from framefold.data.videos import fold_rows, open_labeled, open_videos
@@ -111,41 +110,85 @@ def test_use_of_a_duplicate_of_the_holdout_or_the_test_set_is_caught(row):
 
 
 def test_a_teacher_that_saw_the_holdout_is_caught():
-    check_teachers(TRAINED_FOLDS, N_TEACHERS, TEACHERS)
+    check_trained_folds(TRAINED_FOLDS, N_TEACHERS, TEACHERS)
     with pytest.raises(UserError, match="models/teacher/1: it was trained on the holdout"):
-        check_teachers(TRAINED_FOLDS | {1: [-1, 0, 2]}, N_TEACHERS, TEACHERS)
+        check_trained_folds(TRAINED_FOLDS | {1: [-1, 0, 2]}, N_TEACHERS, TEACHERS)
 
 
 def test_a_teacher_that_saw_its_own_fold_is_caught():
     with pytest.raises(UserError, match="models/teacher/0: it was trained on fold 2"):
-        check_teachers(TRAINED_FOLDS | {0: [1, 2, 3]}, N_TEACHERS, TEACHERS)
+        check_trained_folds(TRAINED_FOLDS | {0: [1, 2, 3]}, N_TEACHERS, TEACHERS)
+
+
+def write_origin(folder: Path, trained_folds: list[int], **changes: Any) -> None:
+    """Of one of two models that hold out folds modulo 2."""
+    labeled = labeled_videos()
+    rows = np.flatnonzero(np.isin(labeled.fold, trained_folds))
+    write_json(folder / ORIGIN, origin_of(labeled, rows, 2) | changes)
 
 
 def test_what_a_teacher_was_trained_on_is_read_from_its_own_folder(tmp_path):
-    for teacher, folds in TRAINED_FOLDS.items():
-        write_json(tmp_path / str(teacher) / ORIGIN, {"leaky": False, "n_folds": 2, "trained_folds": folds})
     folders = {teacher: [tmp_path / str(teacher)] for teacher in TRAINED_FOLDS}
-    assert read_origins(folders, 2, leaky=False) == TRAINED_FOLDS
-    write_json(tmp_path / "0" / ORIGIN, {"leaky": False, "n_folds": 2, "trained_folds": [-1, 1, 3]})
-    assert read_origins(folders, 2, leaky=False) == TRAINED_FOLDS | {0: [-1, 1, 3]}
+    for teacher, folds in TRAINED_FOLDS.items():
+        write_origin(tmp_path / str(teacher), folds)
+    assert read_origins(folders, labeled_videos(), 2, leaky=False) == TRAINED_FOLDS
+    write_origin(tmp_path / "0", [-1, 1, 3])
+    assert read_origins(folders, labeled_videos(), 2, leaky=False) == TRAINED_FOLDS | {0: [-1, 1, 3]}
     with pytest.raises(UserError, match="one of 2 folds"):
-        read_origins(folders, 3, leaky=False)
+        read_origins(folders, labeled_videos(), 3, leaky=False)
+
+
+def test_a_model_of_another_split_is_caught(tmp_path):
+    """As many folds of the same videos, but two have changed places."""
+    write_origin(tmp_path, [1, 3])
+    labeled = labeled_videos()
+    fold = labeled.fold.copy()
+    fold[[2, 5]] = fold[[5, 2]]
+    with pytest.raises(UserError, match="trained on another split"):
+        read_origins({0: [tmp_path]}, dataclasses.replace(labeled, fold=fold), 2, leaky=False)
 
 
 def test_a_student_of_leaky_labels_is_no_teacher(tmp_path):
     """Whatever folds its finetuning left out; in a run that allows leaks it is one."""
-    write_json(tmp_path / "0" / ORIGIN, {"leaky": True, "n_folds": 2, "trained_folds": [1]})
+    write_origin(tmp_path, [1], leaky=True)
     with pytest.raises(UserError, match="learned from leaky labels"):
-        read_origins({0: [tmp_path / "0"]}, 2, leaky=False)
-    assert read_origins({0: [tmp_path / "0"]}, 2, leaky=True) == {0: [1]}
+        read_origins({0: [tmp_path]}, labeled_videos(), 2, leaky=False)
+    assert read_origins({0: [tmp_path]}, labeled_videos(), 2, leaky=True) == {0: [1]}
 
 
 def test_of_several_models_of_a_fold_one_that_saw_too_much_is_enough(tmp_path):
     for arch, folds in (("a", [1]), ("b", [1, 0])):
-        write_json(tmp_path / arch / "0" / ORIGIN, {"leaky": False, "n_folds": 2, "trained_folds": folds})
-    trained = read_origins({0: [tmp_path / arch / "0" for arch in ("a", "b")]}, 2, leaky=False)
+        write_origin(tmp_path / arch, folds)
+    trained = read_origins({0: [tmp_path / arch for arch in ("a", "b")]}, labeled_videos(), 2, leaky=False)
     with pytest.raises(UserError, match="rounds/first/swa/0: it was trained on fold 0"):
-        check_teachers(trained, 2, "models/rounds/first/swa")
+        check_trained_folds(trained, 2, "models/rounds/first/swa")
+
+
+def test_a_pretraining_says_whose_labels_it_learned(project):
+    assert origin_of_labels(PSEUDO, 1) == {"leaky": False, "teacher": 1, "trained_folds": [0, 2]}
+    assert origin_of_labels(PSEUDO, None) == {"leaky": False, "teacher": None, "trained_folds": [0, 1, 2]}
+
+
+def test_a_pretraining_by_another_teacher_is_caught(tmp_path):
+    write_pretraining_origin(tmp_path, 2)
+    assert check_pretraining(tmp_path, 2, 2) is False
+    for asked in (1, None):
+        with pytest.raises(UserError, match="learned from teacher 2, not from"):
+            check_pretraining(tmp_path, asked, 1)
+    write_pretraining_origin(tmp_path, None)
+    assert check_pretraining(tmp_path, None, 1) is False
+    with pytest.raises(UserError, match="learned from all teachers, not from teacher 1"):
+        check_pretraining(tmp_path, 1, 1)
+
+
+@pytest.mark.parametrize(("seen", "told"), [([0, 1, 2], "teacher 1 saw fold 1"), ([-1, 0, 2], "saw the holdout")])
+def test_a_pretraining_whose_teacher_saw_too_much_is_caught(tmp_path, seen, told):
+    """Unless it says that it is leaky, which its student then says, too."""
+    write_pretraining_origin(tmp_path, 1, trained_folds=seen)
+    with pytest.raises(UserError, match=told):
+        check_pretraining(tmp_path, 1, 1)
+    write_pretraining_origin(tmp_path, 1, trained_folds=seen, leaky=True)
+    assert check_pretraining(tmp_path, 1, 1) is True
 
 
 @pytest.fixture
@@ -320,11 +363,61 @@ def test_a_fold_that_sees_the_labels_of_its_duplicates_is_caught(stages, capsys)
     assert "trains while a duplicate of it validates" in refusal(capsys, "train_teacher", "--fold", "0")
 
 
-def test_scores_of_a_leaky_run_stand_where_nobody_looks_for_estimates(tmp_path, monkeypatch):
+@pytest.mark.parametrize("per_fold", [True, False])
+def test_a_student_of_a_leaky_pretraining_says_so_when_the_labels_are_honest_again(stages, per_fold):
+    """And one of an honest pretraining does not."""
+    stages["pretrain"] |= {"per_fold": per_fold, "epochs": {"single_stream": 0, "dual_stream": 0}}
+    stages["finetune"] |= {"epochs": 1, "checkpoints": {"keep": 1, "select": "last"}}
+    for leaky in (True, False):
+        set_leaky(stages, leaky)
+        run_stage("pseudo_label")
+        run_stage("pretrain", "--arch", "single_stream")
+        set_leaky(stages, False)
+        run_stage("pseudo_label")
+        run_stage("finetune", "--arch", "single_stream", "--fold", "1")
+        assert read_json(f"models/finetune/single_stream/1/{ORIGIN}")["leaky"] is leaky
+
+
+def test_a_pretraining_in_the_place_of_another_is_caught(stages, capsys):
+    stages["pretrain"] |= {"per_fold": True, "epochs": {"single_stream": 0, "dual_stream": 0}}
+    set_leaky(stages, False)
+    run_stage("pseudo_label")
+    run_stage("pretrain", "--arch", "single_stream")
+    folder = Path("models/pretrain/single_stream")
+    shutil.copytree(folder / "0", folder / "1", dirs_exist_ok=True)
+    told = refusal(capsys, "finetune", "--arch", "single_stream", "--fold", "1")
+    assert "models/pretrain/single_stream/1: it learned from teacher 0, not from teacher 1" in told
+    assert not Path("models/finetune").exists()
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch) -> Path:
+    """A pipeline that has come to its end."""
     root = tiny_project.copy(tmp_path / "project")
     monkeypatch.chdir(root)
+    return root
+
+
+@pytest.mark.parametrize(("seen", "told"), [([-1, 1], "the holdout"), ([0, 1], "fold 0, which it must not have seen")])
+def test_a_student_that_saw_what_it_is_judged_on_is_caught(finished, capsys, seen, told):
+    origin = Path("models/finetune/single_stream/0") / ORIGIN
+    write_json(origin, read_json(origin) | {"trained_folds": seen})
+    assert f"models/finetune/single_stream/0: it was trained on {told}" in refusal(
+        capsys, "average_weights", "--arch", "single_stream"
+    )
+
+
+def test_a_student_in_the_place_of_another_is_caught(finished, capsys):
+    folder = Path("models/finetune/single_stream")
+    shutil.copytree(folder / "1", folder / "0", dirs_exist_ok=True)
+    assert "single_stream/0: it was trained on fold 0" in refusal(capsys, "average_weights", "--arch", "single_stream")
+
+
+def test_scores_of_students_of_leaky_labels_stand_where_nobody_looks_for_estimates(finished):
+    """One is enough, and whatever the labels are by now."""
     before = read_json("metrics/metrics.json")
-    write_json("metrics/pseudo_label.json", read_json("metrics/pseudo_label.json") | {"leaky": True})
+    origin = Path("models/swa/dual_stream/1") / ORIGIN
+    write_json(origin, read_json(origin) | {"leaky": True})
     run_stage("ensemble")
     assert read_json("metrics/metrics.json") == {"leaky": before}
     assert set(read_json("metrics/comparisons.json")) == {"leaky"}

@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from framefold.params.training import AdversarialParams, OptimizationParams
 from framefold.scratch import Scratch
 from framefold.training.loop import TrainResult, train
+from framefold.training.sharing import Share
 
 EPSILON, DECAY, BOUND, TOTAL = 0.5, 0.4, 0.05, EPOCHS * STEPS
 WARM = TOTAL // 3
@@ -36,14 +38,17 @@ def trained(task: ToyTask) -> TrainResult:
         )
 
 
-def by_hand(model: nn.Module) -> tuple[nn.Module, nn.Module, list[float]]:
-    """Model, EMA and the norms of gradients before they are clipped."""
+def by_hand(model: nn.Module, averages: list[nn.Module] | None = None) -> tuple[nn.Module, nn.Module, list[float]]:
+    """Model, EMA and the norms of gradients before they are clipped; `averages` gets the EMA before each step and at
+    the end."""
     ema, norms = copy.deepcopy(model), []
     words, weight, bias = model.parameters()
     peaks = [(words, RATES["text"], 0.1), (weight, RATES["head"], 0.1), (bias, RATES["head"], 0.0)]
     groups = [{"params": [tensor], "lr": rate, "weight_decay": decay} for tensor, rate, decay in peaks]
     optimizer = torch.optim.AdamW(groups, foreach=False)
     for step in range(TOTAL):
+        if averages is not None:
+            averages.append(copy.deepcopy(ema))
         batch = ToyBatches(step // STEPS)[step % STEPS]
         clean = gradients(model, batch)
         attacked = copy.deepcopy(model)
@@ -58,7 +63,22 @@ def by_hand(model: nn.Module) -> tuple[nn.Module, nn.Module, list[float]]:
         kept = min(DECAY, (1 + step) / (10 + step))
         for average, current in zip(ema.parameters(), model.parameters(), strict=True):
             average.data = kept * average.data + (1 - kept) * current.data
+    if averages is not None:
+        averages.append(ema)
     return model, ema, norms
+
+
+class WithAverage(ToyTask):
+    """A task that asks for the average, and keeps what it finds there at every loss."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        self.average: Any = None
+        self.seen = list[list[Tensor]]()
+
+    def loss(self, batch: dict[str, Tensor], share: Share) -> tuple[Tensor, dict[str, Tensor]]:
+        self.seen.append([parameter.detach().clone() for parameter in self.average.parameters()])
+        return super().loss(batch, share)
 
 
 def gradients(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -86,3 +106,21 @@ def test_a_training_is_what_its_methods_say_step_by_step(tmp_path: Path, monkeyp
     for one, expected in ((found.model, model), (found.ema, ema)):
         for name, tensor in expected.state_dict().items():
             torch.testing.assert_close(one.state_dict()[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+def test_a_task_that_asks_for_the_average_has_it_as_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teacher of self-distillation and momentum encoder: at every step the EMA after the step before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FRAMEFOLD_DEVICE", "cpu")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    task = WithAverage()
+    task.model.double()
+    averages = list[nn.Module]()
+    by_hand(copy.deepcopy(task.model), averages)
+    trained(task)
+    assert len(task.seen) == 2 * TOTAL  # FGM asks twice a step
+    for step, average in enumerate(averages[:-1]):
+        for found in task.seen[2 * step : 2 * step + 2]:
+            for one, expected in zip(found, average.parameters(), strict=True):
+                torch.testing.assert_close(one, expected.data, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(task.seen[0][0], task.seen[-1][0])

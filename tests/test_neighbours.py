@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.neighbors import KNeighborsClassifier
 from stores import CATEGORIES, make_project, make_teachers, small_params
+from tiny_project import run_stage
 
 from framefold.data.folds import HOLDOUT
+from framefold.data.pseudo_labels import MEAN, open_pseudo_labels
 from framefold.data.videos import open_labeled, open_videos
 from framefold.inference.committee import Committee, teachers
 from framefold.inference.neighbours import LabelledStates, Neighbours
@@ -66,7 +69,7 @@ def labelled_states(committee: Committee) -> LabelledStates:
 
 
 def test_a_teachers_neighbours_are_the_videos_it_was_trained_on(committee):
-    states, trained = labelled_states(committee), committee.trained_folds(leaky=False)
+    states, trained = labelled_states(committee), committee.trained_folds(open_labeled(), leaky=False)
     found = states.neighbours(committee.load(CPU), trained, 3, len(CATEGORIES))
     labeled = states.labeled
     for teacher, (own,) in found.items():
@@ -88,7 +91,7 @@ def test_states_are_what_the_head_reads_and_are_kept_over_an_interruption(commit
 
 
 def test_votes_out_of_fold_come_from_the_teacher_that_never_saw_the_video(committee):
-    states, trained = labelled_states(committee), committee.trained_folds(leaky=False)
+    states, trained = labelled_states(committee), committee.trained_folds(open_labeled(), leaky=False)
     voters = states.neighbours(committee.load(CPU), trained, 3, len(CATEGORIES))
     truth, votes = states.out_of_fold(voters, committee.n_folds)
     fold, label = states.labeled.fold, states.labeled.label
@@ -100,7 +103,7 @@ def test_votes_out_of_fold_come_from_the_teacher_that_never_saw_the_video(commit
 @pytest.mark.parametrize("alone", [True, False])
 def test_labels_are_votes_or_the_mean_of_votes_and_probabilities(committee, alone):
     models, states = committee.load(CPU), labelled_states(committee)
-    voters = states.neighbours(models, committee.trained_folds(leaky=False), 3, len(CATEGORIES))
+    voters = states.neighbours(models, committee.trained_folds(open_labeled(), leaky=False), 3, len(CATEGORIES))
     rows, pool = np.arange(40), open_videos("unlabeled", "small")
     dataset = pool.dataset(np.arange(len(pool)), committee.inputs)
     found = Labeller(models, dataset, 2.0, SETTINGS, voters, alone).probs(rows)
@@ -111,3 +114,22 @@ def test_labels_are_votes_or_the_mean_of_votes_and_probabilities(committee, alon
     assert np.allclose(found, votes if alone else (votes + np.stack(own)) / 2, atol=1e-5)
     plain = Labeller(models, dataset, 2.0, SETTINGS, None, alone=False).probs(rows)
     assert np.array_equal(plain, np.stack(own))
+
+
+@pytest.mark.parametrize("source", ["teachers", "neighbours", "both"])
+def test_the_stage_labels_by_the_source_of_params(committee, source):
+    """Videos that all teachers label get the mean of what each says, by its head, by its k neighbours, or by both."""
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["pseudo_label"] |= {"source": source, "k": 3, "temperature": 2.0}
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    run_stage("pseudo_label")
+    models, states = committee.load(CPU), labelled_states(committee)
+    voters = states.neighbours(models, committee.trained_folds(open_labeled(), leaky=False), 3, len(CATEGORIES))
+    pool = open_videos("unlabeled", "small")
+    dataset, rows = pool.dataset(np.arange(len(pool)), committee.inputs), np.arange(len(pool))
+    each = Labeller(
+        models, dataset, 2.0, SETTINGS, None if source == "teachers" else voters, source == "neighbours"
+    ).probs(rows)
+    by_all = open_pseudo_labels(Path("data/pseudo")).teacher == MEAN
+    assert by_all.sum() > 50
+    assert np.allclose(np.load("data/pseudo/soft.npy")[by_all], each.mean(0)[by_all], atol=1e-3)

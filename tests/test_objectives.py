@@ -94,6 +94,22 @@ def test_distillation_is_the_divergence_at_the_temperature_and_the_hard_labels_c
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{}, {"hard": 1.0}, {"hard": 0.5, "temperature": 2.0}])
+def test_labels_below_the_threshold_teach_nothing_and_the_others_weigh_what_they_did(settings):
+    """Whatever else is in the batch: its loss is a sum over the sure ones, divided by all that have a label."""
+    rng = np.random.default_rng(3)
+    logits = torch.tensor(rng.normal(size=(8, 5)), dtype=torch.float32)
+    soft = torch.tensor(rng.dirichlet(np.full(5, 0.3), 8), dtype=torch.float32)
+    soft[2] = 0
+    weighted = soft * torch.tensor(rng.uniform(0.5, 2, (8, 1)), dtype=torch.float32)
+    sure = soft.amax(-1) >= 0.6
+    assert 1 < sure.sum() < 7
+    rows = [slice(row, row + 1) for row in sure.nonzero().flatten().tolist()]
+    expected = sum(distillation_loss(logits[row], weighted[row], 7, **settings) for row in rows)
+    found = distillation_loss(logits, weighted, 7, min_confidence=0.6, **settings)
+    torch.testing.assert_close(found, expected)
+
+
 def both_directions(similarity: np.ndarray) -> float:
     return -(np.diag(log_softmax(similarity)).mean() + np.diag(log_softmax(similarity.T)).mean()) / 2
 

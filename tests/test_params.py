@@ -192,6 +192,29 @@ def test_other_values_without_effect_are_told(params, key, value, told):
     assert without_effect(changed(params, key, value)) == [f"params.yaml: {told} has no effect here"]
 
 
+def test_what_tells_whose_labels_the_first_phase_learns_has_an_effect(params):
+    """Without it students would hear teachers that saw their fold: whoever is told to turn it off gets a leak."""
+    alone = changed(
+        changed(params, "pretrain.per_fold", True), "pretrain.epochs", {"single_stream": 0, "dual_stream": 0}
+    )
+    assert without_effect(alone) == ["params.yaml: pretrain.per_fold has no effect here"]
+    assert without_effect(changed(alone, "finetune.pseudo.epochs", 1)) == []
+
+
+def test_a_temperature_of_votes_that_have_none_is_told(params):
+    fitted = changed(params, "pseudo_label.temperature", "fitted")
+    assert without_effect(fitted) == without_effect(changed(fitted, "pseudo_label.source", "both")) == []
+    told = ["params.yaml: pseudo_label.temperature has no effect here"]
+    assert without_effect(changed(fitted, "pseudo_label.source", "neighbours")) == told
+
+
+def test_choosing_among_as_many_epochs_as_are_kept_is_told(params):
+    few = changed(params, "finetune.checkpoints", {"keep": 2, "select": "top"})
+    assert without_effect(few) == []
+    told = ["params.yaml: finetune.checkpoints.select has no effect here"]
+    assert without_effect(changed(few, "finetune.epochs", 2)) == told
+
+
 def test_a_greedy_soup_of_one_checkpoint_is_told(params):
     one = changed(changed(params, "average_weights.last", 1), "average_weights.method", "greedy")
     assert without_effect(one) == ["params.yaml: average_weights.method has no effect here"]

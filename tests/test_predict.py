@@ -73,6 +73,7 @@ def test_predict_equals_the_submission_whatever_was_fitted(project, reweight, we
     for arch in tiny_project.ARCHS:
         assert (set(bundle["class_weights"][arch]) == {1.0}) == (not report[arch]["used"])
     assert bundle["blend_weights"] == report["blend"]["weights"]
+    assert bundle["blend"] == how
     run(Path("raw"), Path("out.csv"), Path("models/ensemble"))
     assert Path("out.csv").read_text() == Path("data/predictions/result.csv").read_text()
 

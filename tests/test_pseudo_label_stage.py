@@ -13,7 +13,8 @@ import yaml
 from memory import peak_memory
 from stores import CATEGORIES, ROOT, SIZES, make_project, make_teachers, small_params
 
-from framefold.data.pseudo_labels import MEAN, NOBODY, ORIGIN
+from framefold.data.origins import ORIGIN
+from framefold.data.pseudo_labels import MEAN, NOBODY
 from framefold.storage import read_json, write_json
 
 pytestmark = pytest.mark.medium

@@ -1,15 +1,18 @@
 """A first phase of finetuning on soft labels. Run: .venv/bin/python -m pytest tests/test_pseudo_phase.py"""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from stores import CATEGORIES, DIM, VOCAB, make_project, small_params, write_soft_labels
+import yaml
+from stores import CATEGORIES, DIM, VOCAB, make_pretrained, make_project, small_params, write_soft_labels
+from tiny_project import run_stage
 
 from framefold.data.batches import sample_rng
 from framefold.data.pseudo_labels import open_pseudo_labels
-from framefold.data.sampling import CHOICE, resampled
+from framefold.data.sampling import CHOICE, ResampledVideos, resampled
 from framefold.data.videos import open_labeled, open_videos
 from framefold.inference.predict import predict_logits
 from framefold.models.registry import build_model
@@ -31,6 +34,10 @@ from framefold.training.tasks import DistillationTask
 
 PSEUDO = Round(None).pseudo
 OFF = LabelParams(hard=0, temperature=1, min_confidence=0, balance=0)
+
+
+class Seen(Exception):
+    """What the stage hands over is known; the rest of it is not needed."""
 
 
 @pytest.fixture
@@ -86,16 +93,18 @@ def test_drawn_videos_are_read_as_they_are(project):
 
 
 def test_pretraining_weighs_rare_classes_and_measures_on_the_stored_labels(project):
+    """Classes as often as sure labels have them; the unsure ones are left to the loss, which counts them."""
     student, labels = load(StudentParams), OFF.model_copy(update={"balance": 1.0, "min_confidence": 0.5})
     plain, weighed = (open_pool(student, PSEUDO, None, one, 10, 0) for one in (OFF, labels))
     assert plain.training.rows.tolist() == weighed.training.rows.tolist()
     soft = weighed.training.batch(np.arange(len(weighed.training)))["soft"].numpy()
-    used = soft.any(1)
     stored_rows = stored()[weighed.training.rows]
-    assert used.tolist() == (stored_rows.max(1) >= 0.5).tolist()
+    used = stored_rows.max(1) >= 0.5 * stored_rows.sum(1)
+    used &= stored_rows.any(1)
+    assert soft.any(1).tolist() == stored_rows.any(1).tolist() != used.tolist()
     totals = np.array([soft[used & (stored_rows.argmax(1) == c)].sum() for c in np.unique(stored_rows[used].argmax(1))])
     assert np.allclose(totals, totals.mean(), rtol=0.02)  # every class has the same say
-    assert soft.sum() / used.sum() == pytest.approx(used.sum() / (stored_rows.max(1) > 0).sum(), rel=0.02)
+    assert soft[used].sum() / used.sum() == pytest.approx(1, rel=0.02)
     everyone = np.arange(10)
     assert np.array_equal(weighed.held_out.batch(everyone)["soft"], plain.held_out.batch(everyone)["soft"])
 
@@ -146,6 +155,30 @@ def test_the_phase_learns_as_its_labels_say(project, monkeypatch):
     log_q, log_q2 = (z - np.log(np.exp(z).sum(1, keepdims=True)) for z in (logits, logits / 2))
     expected = 2 / 3 * 4 * -(root * log_q2).sum(1).mean() - log_q[np.arange(16), soft.argmax(1)].mean() / 3
     assert loss == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_stage_gives_the_phase_the_labels_as_params_use_them(project, monkeypatch):
+    """Sure ones alone, rare classes shown more often."""
+    labels = {"hard": 0.0, "temperature": 1.0, "min_confidence": 0.7, "balance": 0.5}
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["finetune"]["pseudo"] |= {"epochs": 1, "labels": labels}
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    make_pretrained(Path(), params, {"all": 0})
+    seen = list[LabelledPool]()
+
+    def learn(model: Any, pool: LabelledPool, *_: Any, **__: Any) -> None:
+        seen.append(pool)
+        raise Seen
+
+    monkeypatch.setattr("stages.finetune.learn_pseudo_labels", learn)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    with pytest.raises(Seen):
+        run_stage("finetune", "--arch", "single_stream", "--fold", "0")
+    (found,) = seen
+    expected = pool(min_confidence=0.7, balance=0.5)
+    assert found.videos.rows.tolist() == expected.videos.rows.tolist() != pool().videos.rows.tolist()
+    assert found.epoch(0, 0).order_keys().tolist() == expected.epoch(0, 0).order_keys().tolist()
+    assert isinstance(found.epoch(0, 0), ResampledVideos)
 
 
 def test_the_phase_teaches_the_soft_labels_once(project, monkeypatch):

@@ -9,7 +9,8 @@ import tiny_project
 import yaml
 
 from framefold.data.folds import HOLDOUT
-from framefold.data.pseudo_labels import MEAN, NOBODY, ORIGIN
+from framefold.data.origins import ORIGIN
+from framefold.data.pseudo_labels import MEAN, NOBODY
 from framefold.data.videos import open_labeled, open_videos
 from framefold.errors import UserError
 from framefold.inference.predict import predict_logits
@@ -184,7 +185,8 @@ def test_a_round_leaves_what_the_next_one_reads_and_nothing_elsewhere(project):
     assert sorted(path.name for path in (own.models / "pretrain/dual_stream").iterdir()) == ["0", "1"]
     for fold in FOLDS:
         origin = read_json(own.models / "swa/dual_stream" / str(fold) / ORIGIN)
-        assert origin == {"leaky": False, "n_folds": 3, "trained_folds": [other for other in range(3) if other != fold]}
+        others = [other for other in range(3) if other != fold]
+        assert origin == {"leaky": False, "folds": open_labeled().digest(), "n_folds": 3, "trained_folds": others}
     after = {path for path in Path().rglob("*") if path.is_file() and not path.is_relative_to("models/rounds")}
     new = {path for path in after - before if path.parts[0] not in (".scratch", "logs")}
     assert {path.parts[:3] for path in new} == {("data", "rounds", "second"), ("metrics", "rounds", "second")}

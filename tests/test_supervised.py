@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from real_tasks import build, fold_data, supervised_params, train_real
+from real_tasks import FGM, build, fold_data, supervised_params, train_real
 from real_tasks import real_task as real_task_of
 from stores import CATEGORIES, make_project
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ def test_committed_params_train_by_cross_entropy_alone() -> None:
 
 def test_terms_of_weight_0_change_no_byte() -> None:
     """A `SupervisedTask` with nothing on, against a `ClassificationTask`: with dropout, FGM and EMA, all weights."""
-    params = supervised_params(**OFF, epochs=2, batch_size=7)
+    params = supervised_params(**OFF, epochs=2, batch_size=7, adversarial=FGM.model_dump())
     plain = content(run(params, fold_data(np.arange(35))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("framefold.training.classifiers.needs_more_than_cross_entropy", lambda params: True)
@@ -338,6 +338,21 @@ def test_sizes_of_classes_are_those_of_the_fold_that_trains() -> None:
 # ---- adversaries, rates, micro-batches
 
 
+@pytest.mark.parametrize("method", ["none", "fgm", "pgd"])
+def test_training_attacks_as_params_say(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often a step as the method asks for the loss again: not at all, once, or for each of its steps."""
+    attack, asked = FGM.model_dump() | {"method": method}, list[int]()
+    ask = ClassificationTask.loss
+
+    def loss(self: ClassificationTask, *arguments: Any) -> Any:
+        asked.append(1)
+        return ask(self, *arguments)
+
+    monkeypatch.setattr(ClassificationTask, "loss", loss)
+    run(supervised_params(**OFF, epochs=1, batch_size=8, adversarial=attack), fold_data(np.arange(32)))
+    assert len(asked) == 4 * {"none": 1, "fgm": 2, "pgd": 1 + FGM.steps}[method]
+
+
 @pytest.mark.parametrize("method", ["fgm", "pgd"])
 @pytest.mark.parametrize("name", ON)
 def test_an_attack_takes_every_term_along(name: str, method: str) -> None:
@@ -439,7 +454,8 @@ def test_students_are_kept_without_the_heads_of_their_training(tmp_path: Path) -
 def test_a_killed_training_with_everything_on_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout, EMA as teacher, oversampling and FGM; killed in the first epoch and in a later one."""
     monkeypatch.setenv("FRAMEFOLD_CHECKPOINT_SECONDS", "0")
-    params, data = supervised_params(epochs=3, batch_size=8), fold_data(np.arange(32))
+    params = supervised_params(epochs=3, batch_size=8, adversarial=FGM.model_dump())
+    data = fold_data(np.arange(32))
     whole = content(run(params, data, after_epoch=evaluate))
     get = EpochBatches.__getitem__
     for death in ((0, 2), (1, 1), (2, 3)):

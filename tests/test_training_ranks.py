@@ -15,7 +15,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from stores import make_pretrained, make_project, make_teachers, small_params, write_origins, write_soft_labels
+from stores import (
+    make_pretrained,
+    make_project,
+    make_teachers,
+    small_params,
+    write_origins,
+    write_pretraining_origin,
+    write_soft_labels,
+)
 
 from framefold.storage import read_json, sha256_of
 from tests import tiny_project
@@ -105,6 +113,7 @@ def test_a_student_with_a_vision_tower_of_its_own(tmp_path: Path):
         (pretrained / "epoch-0.safetensors").rename(pretrained / "model.safetensors")
         Path("models/pretrain/single_stream").mkdir(parents=True)
         pretrained.rename("models/pretrain/single_stream/all")
+        write_pretraining_origin(Path("models/pretrain/single_stream/all"))
     write_origins(tmp_path)
     one, two = in_one_and_in_two(tmp_path, FINETUNE, Path("models/finetune/single_stream/0"))
     assert any(".tower." in name for name in one[0])

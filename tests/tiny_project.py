@@ -24,7 +24,7 @@ import yaml
 from PIL import Image
 
 from framefold.data.manifest import write_manifest
-from framefold.data.pseudo_labels import ORIGIN, origin_of
+from framefold.data.origins import ORIGIN, origin_of
 from framefold.data.videos import HOLDOUT, Videos, open_labeled, open_videos, read_categories
 from framefold.inference.predict import predict_logits
 from framefold.models.registry import architecture, build_model, save_config

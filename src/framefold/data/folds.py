@@ -14,7 +14,7 @@ import pyarrow as pa
 from framefold.data.samples import read_columns
 from framefold.errors import UserError
 from framefold.params.split import SplitParams
-from framefold.storage import write_parquet
+from framefold.storage import fingerprint_of, write_parquet
 
 FILE = Path("data/folds.parquet")
 HOLDOUT = -1
@@ -42,6 +42,14 @@ class Folds:
     def validation(self, fold: int) -> np.ndarray:
         """Rows that validate a fold."""
         return np.flatnonzero(self.fold == fold)
+
+    @property
+    def n_folds(self) -> int:
+        return int(self.fold.max()) + 1
+
+    def digest(self) -> str:
+        """Of which video stands where."""
+        return fingerprint_of({"ids": self.ids.to_pylist(), "fold": self.fold.tolist()})
 
     def write(self, path: Path = FILE) -> None:
         write_parquet(path, pa.table([self.ids, self.label, self.group, self.fold], schema=SCHEMA))

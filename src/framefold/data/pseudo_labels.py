@@ -10,7 +10,7 @@ data/pseudo/labels.parquet   id, label (hard), confidence, teacher (MEAN, NOBODY
 data/pseudo/teachers.json    who the teachers are, which folds their training videos came from, and whether it is leaky
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from framefold.data.array_files import ArrayFile
-from framefold.data.folds import HOLDOUT, Folds, excluded_groups, teacher_fold
+from framefold.data.folds import Folds, excluded_groups, teacher_fold
+from framefold.data.origins import TrainedFolds, check_trained_folds
 from framefold.errors import UserError
 from framefold.storage import iterate_parquet, parquet_writer, read_json, read_parquet
 
 TEACHERS = Path("models/teacher")
 ORIGINS = "teachers.json"  # {"folder", "leaky", "n_folds", "trained_folds": {teacher: student folds}}
-ORIGIN = "origin.json"  # of a teacher or student: {"n_folds", "trained_folds"}
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -41,7 +41,6 @@ BLOCK = 65536  # rows that are checked at a time
 
 Groups = npt.NDArray[np.int64]
 IdsOf = Callable[[npt.NDArray[np.int64]], list[str]]
-TrainedFolds = Mapping[int, Sequence[int]]  # teacher -> student folds of its training videos
 
 
 @dataclass(frozen=True)
@@ -68,45 +67,6 @@ def assign_teachers(
 def assign_to_all(groups: Groups) -> Assignment:
     """Every teacher labels every video, whatever it has seen: what the safeguards are compared with."""
     return Assignment(np.full(len(groups), MEAN, np.int32), np.ones(len(groups), dtype=bool))
-
-
-def origin_of(labeled: Folds, trained: npt.NDArray[np.int64], n_folds: int) -> dict[str, Any]:
-    """What ORIGIN says of a model that learned the labels of the rows `trained`, one of `n_folds`.
-
-    "leaky" is whether it was pretrained on leaky labels; a teacher is not pretrained.
-    """
-    return {"leaky": False, "n_folds": n_folds, "trained_folds": np.unique(labeled.fold[trained]).tolist()}
-
-
-def read_origins(folders: Mapping[int, Sequence[Path]], n_folds: int, leaky: bool) -> dict[int, list[int]]:
-    """Teacher -> student folds of its training videos, as recorded by `train_teacher` or `finetune`, of all its models
-    together. UserError: a model was one of another number of folds, or learned leaky labels where none are allowed."""
-    trained_folds = {}
-    for teacher, models in folders.items():
-        origins = [read_json(folder / ORIGIN) for folder in models]
-        for folder, origin in zip(models, origins, strict=True):
-            if origin["leaky"] and not leaky:
-                raise UserError(f"{folder}: it learned from leaky labels; retrain it with `dvc repro`")
-            if origin["n_folds"] != n_folds:
-                raise UserError(
-                    f"{folder}: it was one of {origin['n_folds']} folds, now there are {n_folds}; "
-                    "retrain it with `dvc repro`"
-                )
-        trained_folds[teacher] = sorted({fold for origin in origins for fold in origin["trained_folds"]})
-    return trained_folds
-
-
-def check_teachers(trained_folds: TrainedFolds, n_folds: int, folder: Path | str) -> None:
-    """Raises UserError for a teacher that was trained on the holdout or on the fold that it is to judge."""
-    for teacher, folds in trained_folds.items():
-        if HOLDOUT in folds:
-            raise UserError(f"{folder}/{teacher}: it was trained on the holdout; retrain it with `dvc repro`")
-        own = [fold for fold in folds if fold % n_folds == teacher]
-        if own:
-            raise UserError(
-                f"{folder}/{teacher}: it was trained on fold {own[0]}, which it must not have seen; "
-                "retrain it with `dvc repro`"
-            )
 
 
 def check_assignment(
@@ -196,8 +156,15 @@ def read_teachers(folder: Path) -> dict[int, list[int]]:
     origin = read_json(folder / ORIGINS)
     trained = {int(teacher): list(folds) for teacher, folds in origin["trained_folds"].items()}
     if not origin["leaky"]:
-        check_teachers(trained, origin["n_folds"], origin["folder"])
+        check_trained_folds(trained, origin["n_folds"], origin["folder"])
     return dict(sorted(trained.items()))
+
+
+def origin_of_labels(folder: Path, teacher: int | None) -> dict[str, Any]:
+    """`origins.ORIGIN` of what learns the labels of `teacher`, or the mean of all."""
+    trained = read_teachers(folder)
+    seen = {fold for who, folds in trained.items() if teacher in (None, who) for fold in folds}
+    return {"leaky": read_json(folder / ORIGINS)["leaky"], "teacher": teacher, "trained_folds": sorted(seen)}
 
 
 def teacher_of(fold: int, folder: Path) -> int:

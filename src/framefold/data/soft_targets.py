@@ -1,4 +1,4 @@
-"""Soft labels of the store as training uses them: those that are sure enough, weighed by class."""
+"""Soft labels of the store as training uses them: which are sure enough, and what they weigh by class."""
 
 from dataclasses import dataclass
 
@@ -18,11 +18,10 @@ Classes = npt.NDArray[np.int32]
 class SoftTargets:
     """Targets (N, C), made of stored probabilities when they are asked for; `weights` (C,): times that of their class.
 
-    A row of zeros: no label, or one that is not sure enough (the threshold of FixMatch, Sohn et al. 2020).
+    A row of zeros: no label.
     """
 
     labels: ArrayFile
-    params: LabelParams
     weights: Floats | None
 
     @property
@@ -35,9 +34,6 @@ class SoftTargets:
     def __getitem__(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.floating]:
         """(len(rows), C)."""
         soft = self.labels[rows]
-        if self.params.min_confidence:
-            used = _is_used(soft.max(axis=1).astype(np.float32), self.params)
-            soft = np.where(used[:, None], soft, soft.dtype.type(0))
         return soft if self.weights is None else soft * self.weights[soft.argmax(axis=1)][:, None]
 
 
@@ -45,26 +41,18 @@ def used_classes(soft: ArrayFile, params: LabelParams) -> Classes:
     """(N,): the best class of every row, NO_CLASS where training does not use it; 4 bytes a row stay in memory."""
     classes = np.full(len(soft), NO_CLASS, np.int32)
     for start in range(0, len(soft), BLOCK):
-        block = soft.rows(start, min(BLOCK, len(soft) - start))
-        used = _is_used(block.max(axis=1).astype(np.float32), params)
+        block = soft.rows(start, min(BLOCK, len(soft) - start)).astype(np.float32)
+        best = block.max(axis=1)
+        used = (best > 0) & (best >= params.min_confidence * block.sum(axis=1))  # stored sums are 1 but for rounding
         classes[start : start + len(block)] = np.where(used, block.argmax(axis=1), NO_CLASS)
     return classes
 
 
 def label_weights(soft: ArrayFile, rows: npt.NDArray[np.integer], params: LabelParams) -> Floats | None:
-    """(C,) what a label of each best class counts in a loss that is the mean over the used labels of `rows`; None: one.
-
-    `balance` moves weight between classes. With `min_confidence` all are scaled by the share of the labels that are
-    sure enough: what is left then weighs as much as before, as in FixMatch, which divides by all videos.
-    """
-    if not params.balance and not params.min_confidence:
+    """(C,) what a label of each best class counts, 1 on average over the used labels of `rows`; None: each 1."""
+    if not params.balance:
         return None
-    used = used_classes(soft, params)[rows]
-    weights = class_weights(used, soft.shape[-1], params.balance)
-    if params.min_confidence:
-        labelled = used_classes(soft, params.model_copy(update={"min_confidence": 0.0}))[rows] != NO_CLASS
-        weights *= np.float32((used != NO_CLASS).sum() / max(labelled.sum(), 1))
-    return weights
+    return class_weights(used_classes(soft, params)[rows], soft.shape[-1], params.balance)
 
 
 def class_weights(classes: Classes, n_classes: int, power: float) -> Floats:
@@ -74,7 +62,3 @@ def class_weights(classes: Classes, n_classes: int, power: float) -> Floats:
     total = (sizes * weights).sum()
     weights *= sizes.sum() / total if total else 1
     return np.where(sizes > 0, weights, 1).astype(np.float32)
-
-
-def _is_used(confidence: Floats, params: LabelParams) -> npt.NDArray[np.bool_]:
-    return (confidence > 0) & (confidence >= params.min_confidence)

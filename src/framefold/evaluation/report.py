@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from framefold.evaluation.agreement import optimism
-from framefold.evaluation.alive import above, all_checks
+from framefold.evaluation.alive import above, all_checks, below
 from framefold.evaluation.plots import write_class_f1_by_size, write_level1_confusion, write_training_curves
 from framefold.evaluation.scoring import Predictions, Scorer
 from framefold.evaluation.selection import selection_checks, selection_of
@@ -42,13 +42,19 @@ def write_report(
         entries["full_data"] = refit_entry(refit, scorer)
         comparisons["full_data_minus_ensemble"] = scorer.differences({"test": refit}, {"test": final["test"]})
         checks["full_data_agrees"] = refit_check(refit, final["test"], entries["ensemble"]["out_of_fold"]["top1"])
-    write_json(METRICS / "metrics.json", marked(entries))
-    write_json(METRICS / "comparisons.json", marked(comparisons | {"best_fold_is": f"{arch}/{fold}"} | oracle(root)))
-    write_json(METRICS / "optimism.json", marked(out_of_fold_optimism(students, logits, scorer)))
-    write_json(METRICS / "reweight.json", marked(reweighting(students, blend)))
     chosen = {arch: selection_of(students.fold_reports(arch)) for arch in students.archs}
-    write_json(METRICS / "selection.json", marked(chosen))
+    comparisons |= {"best_fold_is": f"{arch}/{fold}"} | oracle(root)
+    contents = {
+        "metrics": entries,
+        "comparisons": comparisons,
+        "optimism": out_of_fold_optimism(students, logits, scorer),
+        "reweight": reweighting(students, blend),
+        "selection": chosen,
+    }
+    for name, content in contents.items():
+        write_json(METRICS / f"{name}.json", marked(content, students))
     checks |= all_checks(students.archs, students.folds, students.models, METRICS)
+    checks |= {"no_leaks": below(True, 1)} if students.leaky() else {}  # also where the labels are honest by now
     write_json(METRICS / "alive.json", checks | selection_checks(chosen))
     write_plots(students, final, scorer)
 
@@ -82,7 +88,7 @@ def out_of_fold_optimism(students: Students, logits: dict[str, Logits], scorer: 
 def write_contributions(bundle: Bundle, students: Students, logits: dict[str, Logits], scorer: Scorer) -> None:
     """metrics/contributions.json: the ensemble without each of its parts."""
     content = leave_one_out(bundle, logits, students.fold_logits, scorer.differences)
-    write_json(METRICS / "contributions.json", marked(content))
+    write_json(METRICS / "contributions.json", marked(content, students))
 
 
 def refit_entry(refit: np.ndarray, scorer: Scorer) -> dict[str, Any]:
@@ -96,9 +102,10 @@ def refit_check(refit: np.ndarray, ensemble: np.ndarray, top1: float) -> dict[st
     return above(float((refit.argmax(axis=1) == ensemble.argmax(axis=1)).mean()), top1)
 
 
-def marked(entries: dict[str, Any]) -> dict[str, Any]:
-    """`entries`, all below the key "leaky" where leaks were allowed: nobody takes those scores for estimates."""
-    return {"leaky": entries} if read_json(METRICS / "pseudo_label.json")["leaky"] else entries
+def marked(entries: dict[str, Any], students: Students) -> dict[str, Any]:
+    """`entries`, all below the key "leaky" where `students` learned leaky labels: nobody takes those scores for
+    estimates."""
+    return {"leaky": entries} if students.leaky() else entries
 
 
 def fold_entry(students: Students, fold: int, validation: np.ndarray, scorer: Scorer) -> dict[str, Any]:

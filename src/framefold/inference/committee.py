@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from framefold.data.folds import Folds
-from framefold.data.pseudo_labels import TEACHERS, check_teachers, read_origins
+from framefold.data.origins import check_trained_folds, read_origins
+from framefold.data.pseudo_labels import TEACHERS
 from framefold.errors import UserError
 from framefold.inference.predictions import read_predictions, softmax
 from framefold.models.registry import load_model
@@ -31,11 +32,11 @@ class Committee:
     encoder: str
     inputs: InputParams
 
-    def trained_folds(self, leaky: bool) -> dict[int, list[int]]:
+    def trained_folds(self, labeled: Folds, leaky: bool) -> dict[int, list[int]]:
         """Fold -> student folds that its models learned. UserError, unless `leaky`: they saw what they must not."""
-        trained = read_origins(self.members, self.n_folds, leaky)
+        trained = read_origins(self.members, labeled, self.n_folds, leaky)
         if not leaky:
-            check_teachers(trained, self.n_folds, self.folder)
+            check_trained_folds(trained, self.n_folds, self.folder)
         return trained
 
     def load(self, device: torch.device) -> dict[int, list[nn.Module]]:
@@ -82,5 +83,5 @@ def students(folder: Path, archs: Sequence[str], labeled: Folds, encoder: str, i
             f"{folder}: students with vision towers of their own do not label; set finetune.vision.lr to 0 or name "
             "other teachers"
         )
-    n_folds = int(labeled.fold.max()) + 1
+    n_folds = labeled.n_folds
     return Committee(folder, n_folds, members, "validation.parquet", encoder, inputs)

@@ -12,7 +12,7 @@ from torch import nn
 
 from framefold.data.batches import EpochBatches
 from framefold.data.folds import HOLDOUT, REFIT, Folds
-from framefold.data.pseudo_labels import ORIGIN
+from framefold.data.origins import ORIGIN
 from framefold.data.videos import Videos, fold_rows, read_categories
 from framefold.errors import UserError
 from framefold.inference.batch_statistics import recompute_statistics

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from framefold.data.folds import REFIT
+from framefold.data.origins import ORIGIN
 from framefold.evaluation.metrics import official_scores
 from framefold.evaluation.splits import LabeledVideos
 from framefold.inference.ensembling import best_member
@@ -44,6 +45,11 @@ class Students:
     def probe(self) -> Logits:
         """Of the linear probe, as the models': each video's own fold out of fold, all folds elsewhere."""
         return {part: read_aligned(PROBE / f"{part}.parquet", self.ids(part)) for part in PARTS}
+
+    def leaky(self) -> bool:
+        """Whether any of them learned labels that were made without safeguards."""
+        swa = self.models / "swa"
+        return any(read_json(swa / arch / str(fold) / ORIGIN)["leaky"] for arch in self.archs for fold in self.folds)
 
     def class_weights(self, arch: str) -> list[float]:
         return list(self.reweighting(arch)["weights"])

@@ -8,7 +8,7 @@ from framefold.params.base import Group
 class LabelParams(Group):
     hard: float = Field(ge=0, le=1)  # share of the loss whose target is one-hot on the best class; the rest is soft
     temperature: float = Field(gt=0)  # of teacher and student in the soft part
-    min_confidence: float = Field(ge=0, lt=1)  # best probability below which a video counts as without label
+    min_confidence: float = Field(ge=0, lt=1)  # best probability below which a label is not learned
     balance: float = Field(ge=0, le=1)  # a class of n labels counts ~ n^(1 - balance); 0: as they come
 
     @property

@@ -87,10 +87,11 @@ def validate_all(params: dict[str, Any], path: Path | str = PARAMS_FILE) -> None
 def without_effect(params: dict[str, Any], path: Path | str = PARAMS_FILE) -> list[str]:
     """One line for each value of valid `params` that is set, but that nothing reads as the others are: no mistake in a
     recipe of which a method is turned off, but not to be taken for an effect."""
-    pretrain, finetune, average, archs = (
+    pretrain, finetune, average, labels, archs = (
         validate(PretrainParams, params["pretrain"], "pretrain", path),
         validate(FinetuneParams, params["finetune"], "finetune", path),
         validate(AverageWeightsParams, params["average_weights"], "average_weights", path),
+        validate(PseudoLabelParams, params["pseudo_label"], "pseudo_label", path),
         [arch for arch in params["archs"] if params["pretrain"]["epochs"][arch]],
     )
     on = {name for arch in archs for name, weight in pretrain.weights[arch].model_dump().items() if weight}  # type: ignore[index]
@@ -100,8 +101,12 @@ def without_effect(params: dict[str, Any], path: Path | str = PARAMS_FILE) -> li
         "pretrain.contrast.queue": pretrain.contrast.queue and "itc" not in on,
         "pretrain.contrast.soft_targets": pretrain.contrast.soft_targets and "itc" not in on,
         "pretrain.labels": not pretrain.labels.plain and "distillation" not in on,
-        "pretrain.per_fold": pretrain.per_fold and "distillation" not in on,
+        "pretrain.per_fold": pretrain.per_fold and "distillation" not in on and not finetune.pseudo.epochs,
+        "pseudo_label.temperature": labels.temperature != 1 and labels.source == "neighbours",
         "finetune.pseudo.labels": not finetune.pseudo.labels.plain and not finetune.pseudo.epochs,
+        "finetune.checkpoints.select": (
+            finetune.checkpoints.select == "top" and finetune.checkpoints.keep >= finetune.epochs
+        ),
         "average_weights.method": average.method == "greedy" and average.last == 1,
         "average_weights.last": average.last > finetune.epochs,
     }

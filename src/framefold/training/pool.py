@@ -65,7 +65,7 @@ def open_pool(
     aside = min(held_out, max(1, int(len(rows) * MAX_HELD_OUT)))
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[np.random.default_rng(seed).permutation(len(rows))[:aside]] = True
-    targets = SoftTargets(soft, labels, label_weights(soft, rows[~chosen], labels))
+    targets = SoftTargets(soft, label_weights(soft, rows[~chosen], labels))
     training = videos.dataset(rows[~chosen], student.inputs, soft=targets)
     kept = videos.dataset(rows[chosen], student.inputs, soft=soft)
     return Pool(training, kept, videos.special, videos.features.dim, soft.shape[-1])
@@ -78,7 +78,7 @@ def open_labelled_pool(student: StudentParams, pseudo: Path, teacher: int | None
     rows = np.flatnonzero(usable & (classes != NO_CLASS))
     if len(rows) == 0:
         raise UserError("finetune.pseudo: no soft label is left to train on; lower labels.min_confidence")
-    dataset = videos.dataset(rows, student.inputs, soft=SoftTargets(soft, labels, None))
+    dataset = videos.dataset(rows, student.inputs, soft=soft)
     return LabelledPool(dataset, classes[rows], labels)
 
 

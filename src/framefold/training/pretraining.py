@@ -158,7 +158,7 @@ class PretrainingModel(nn.Module):
 
     def _distillation(self, batch: Batch, clean: Encoded, totals: Totals, losses: Losses, parts: Parts) -> None:
         logits, soft = self.backbone.head(clean.pooled), batch["soft"]  # (B, C), (B, C)
-        settings = {"hard": self.labels.hard, "temperature": self.labels.temperature}
+        settings = self.labels.model_dump(include={"hard", "temperature", "min_confidence"})
         loss = distillation.distillation_loss(logits, soft, totals.labelled, **settings)
         losses["distillation"] = self.weights.distillation, loss
         parts["teacher_agreement"] = distillation.agreement(logits, soft, totals.labelled)
