@@ -18,7 +18,7 @@ import torch
 from benchmarks.million_data import CATEGORIES, FEATURE_DIM, SPLITS, write_annotations, write_feature_archive
 from benchmarks.million_project import Measured, Project, new_project
 from framefold.data.folds import HOLDOUT, teacher_fold
-from framefold.data.pseudo_labels import ORIGIN, origin_of
+from framefold.data.origins import ORIGIN, origin_of
 from framefold.data.tokens import read_special_tokens
 from framefold.data.videos import open_labeled
 from framefold.inference.predictions import write_predictions

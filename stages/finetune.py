@@ -12,7 +12,7 @@ from torch import nn
 
 from framefold.data.folds import REFIT, Folds
 from framefold.data.manifest import NAME
-from framefold.data.origins import ORIGIN, check_pretraining, origin_of
+from framefold.data.origins import ORIGIN, check_given_labels, origin_of
 from framefold.data.pseudo_labels import origin_of_labels, read_teachers, teacher_of
 from framefold.data.videos import CATEGORIES, FOLDS, Videos, open_labeled, open_videos, store_paths
 from framefold.errors import UserError, command
@@ -56,15 +56,16 @@ def finetune(stage: str, arch: str, fold: int | str, round_: Round) -> None:
     teacher = labels_by(fold, round_) if load_value("pretrain.per_fold") else None  # None: all together
     source = round_.models / "pretrain" / arch / ("all" if teacher is None else str(teacher))
     root, encoder = Path(load_value("data.root")), Path("models/clip") / student.encoder
-    leaky = check_pretraining(source, teacher, fold)
-    if params.pseudo.epochs:
-        leaky |= origin_of_labels(round_.pseudo, teacher)["leaky"]
     load_runtime().prepare_cpu()
 
     with Scratch(round_.item(stage, arch, fold), made_from(arch, fold, round_, source)) as scratch:
         featured = open_videos("labeled", student.encoder)
         videos = with_own_pixels(featured, params, root, encoder) if params.vision.lr else featured
         labeled = open_labeled(videos)
+        leaky = check_given_labels(read_json(source / ORIGIN), labeled, teacher, fold, source)
+        if params.pseudo.epochs:
+            given = origin_of_labels(round_.pseudo, teacher)
+            leaky |= check_given_labels(given, labeled, teacher, fold, round_.pseudo)
         data = open_data(videos, labeled, fold, student, params)
         params = params.model_copy(update={"checkpoints": choice_of(params.checkpoints, data, round_)})
         halves = fold_halves(data, labeled) if params.checkpoints.select == "top" else None

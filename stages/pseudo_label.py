@@ -79,7 +79,8 @@ def main() -> None:
         if not processes.main:
             return
         origin = {"folder": str(committee.folder), "leaky": params.leaky, "n_folds": committee.n_folds}
-        publish(round_.pseudo, soft, videos, assigned, origin | {"trained_folds": trained_folds}, scratch)
+        origin |= {"folds": labeled.digest(), "trained_folds": trained_folds}
+        publish(round_.pseudo, soft, videos, assigned, origin, scratch)
         scratch.guard()
         report = {"leaky": params.leaky, "counts": assignment_counts(assigned)}
         report |= {"neighbours_out_of_fold": out_of_fold_quality(*votes, categories)[0]} if votes else {}

@@ -123,9 +123,7 @@ def make_teachers(root: Path, params: dict[str, Any]) -> None:
         save_model(folder, build_model("single_stream", teacher.text, teacher.model, *shape))
         own = teacher_fold(fold, teacher.n_folds)
         rows = np.flatnonzero((own != number) & (fold != HOLDOUT))
-        columns = (labeled[name].to_numpy() for name in ("label", "group", "fold"))
-        folds = Folds(labeled["id"].combine_chunks(), *columns)
-        write_json(folder / ORIGIN, origin_of(folds, rows, teacher.n_folds))
+        write_json(folder / ORIGIN, origin_of(folds_of(root), rows, teacher.n_folds))
         logits = np.random.default_rng(number).normal(size=(int((own == number).sum()), len(CATEGORIES)))
         write_predictions(folder / "out_of_fold.parquet", ids[own == number].tolist(), logits)
 
@@ -143,9 +141,15 @@ def make_pretrained(root: Path, params: dict[str, Any], seeds: dict[str, int]) -
 
 
 def write_pretraining_origin(folder: Path, teacher: int | None = None, **changes: Any) -> None:
-    """What pretrain says of the labels that a variant learned."""
+    """What pretrain says of the labels that a variant (models/pretrain/<arch>/<variant>) was given."""
     seen = [fold for fold in range(3) if fold != teacher]
-    write_json(folder / ORIGIN, {"leaky": False, "teacher": teacher, "trained_folds": seen} | changes)
+    origin = {"leaky": False, "folds": folds_of(folder.parents[3]).digest(), "teacher": teacher, "trained_folds": seen}
+    write_json(folder / ORIGIN, origin | changes)
+
+
+def folds_of(root: Path) -> Folds:
+    table = read_parquet(root / "data/folds.parquet")
+    return Folds(table["id"].combine_chunks(), *(table[name].to_numpy() for name in ("label", "group", "fold")))
 
 
 def write_soft_labels(root: Path, sharpness: float = 4.0) -> None:
@@ -170,7 +174,7 @@ def write_origins(root: Path) -> None:
     """What pseudo_label says of the teachers whose labels it left."""
     trained = {fold: [other for other in range(3) if other != fold] for fold in range(3)}
     origins = {"folder": "models/teacher", "leaky": False, "n_folds": 3, "trained_folds": trained}
-    write_json(root / "data/pseudo" / ORIGINS, origins)
+    write_json(root / "data/pseudo" / ORIGINS, origins | {"folds": folds_of(root).digest()})
 
 
 def class_tokens(label: int, rng: np.random.Generator, low: int, high: int) -> np.ndarray:

@@ -196,6 +196,7 @@ def test_it_starts_from_the_first_teachers_student_where_there_is_one_for_each(t
     monkeypatch.chdir(tmp_path)
     learned = {"1": [0, 2], "2": [0, 1]}
     origins = {"folder": "models/teacher", "leaky": False, "n_folds": 3, "trained_folds": learned}
+    origins["folds"] = open_labeled().digest()
     write_json(Path("data/pseudo") / ORIGINS, origins)
     assert finetune_stage.labels_by(REFIT, Round(None)) == 1
     assert finetune_stage.labels_by(5, Round(None)) == 2

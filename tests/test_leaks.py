@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_project
 import yaml
-from stores import SIZES, make_project, make_teachers, small_params, table, write_pretraining_origin
+from stores import SIZES, make_project, make_teachers, small_params, table
 from tiny_project import run_stage
 
+from framefold.data.folds import HOLDOUT, Folds
 from framefold.data.folds import SCHEMA as FOLDS_SCHEMA
-from framefold.data.folds import Folds
-from framefold.data.origins import ORIGIN, check_pretraining, check_trained_folds, origin_of, read_origins
+from framefold.data.origins import ORIGIN, check_given_labels, check_trained_folds, origin_of, read_origins
 from framefold.data.pseudo_labels import (
     MEAN,
     NOBODY,
@@ -164,31 +164,53 @@ def test_of_several_models_of_a_fold_one_that_saw_too_much_is_enough(tmp_path):
         check_trained_folds(trained, 2, "models/rounds/first/swa")
 
 
-def test_a_pretraining_says_whose_labels_it_learned(project):
-    assert origin_of_labels(PSEUDO, 1) == {"leaky": False, "teacher": 1, "trained_folds": [0, 2]}
-    assert origin_of_labels(PSEUDO, None) == {"leaky": False, "teacher": None, "trained_folds": [0, 1, 2]}
+def given(teacher: int | None, **changes: Any) -> dict[str, Any]:
+    """What a pretraining or the pool's labels say of who labelled."""
+    seen = sorted({fold for who, folds in TRAINED_FOLDS.items() if teacher in (None, who) for fold in folds})
+    folds = labeled_videos().digest()
+    return {"leaky": False, "folds": folds, "teacher": teacher, "trained_folds": seen} | changes
 
 
-def test_a_pretraining_by_another_teacher_is_caught(tmp_path):
-    write_pretraining_origin(tmp_path, 2)
-    assert check_pretraining(tmp_path, 2, 2) is False
-    for asked in (1, None):
-        with pytest.raises(UserError, match="learned from teacher 2, not from"):
-            check_pretraining(tmp_path, asked, 1)
-    write_pretraining_origin(tmp_path, None)
-    assert check_pretraining(tmp_path, None, 1) is False
-    with pytest.raises(UserError, match="learned from all teachers, not from teacher 1"):
-        check_pretraining(tmp_path, 1, 1)
+def accept(origin: dict[str, Any], teacher: int | None, fold: int) -> bool:
+    return check_given_labels(origin, labeled_videos(), teacher, fold, Path("labels"))
 
 
-@pytest.mark.parametrize(("seen", "told"), [([0, 1, 2], "teacher 1 saw fold 1"), ([-1, 0, 2], "saw the holdout")])
-def test_a_pretraining_whose_teacher_saw_too_much_is_caught(tmp_path, seen, told):
-    """Unless it says that it is leaky, which its student then says, too."""
-    write_pretraining_origin(tmp_path, 1, trained_folds=seen)
+def test_the_pools_labels_say_by_whom_they_are(project):
+    one = {"leaky": False, "folds": open_labeled().digest(), "teacher": 1, "trained_folds": [0, 2]}
+    assert origin_of_labels(PSEUDO, 1) == one
+    assert origin_of_labels(PSEUDO, None) == one | {"teacher": None, "trained_folds": [0, 1, 2]}
+
+
+def named(teacher: int | None) -> str:
+    return "all teachers" if teacher is None else f"teacher {teacher}"
+
+
+def test_labels_by_another_teacher_are_caught():
+    assert accept(given(0), 0, 2) is False
+    assert accept(given(None), None, 2) is False
+    for learned, asked in ((0, 1), (0, None), (None, 0)):
+        told = f"labels: its labels are by {named(learned)}, not by {named(asked)}"
+        with pytest.raises(UserError, match=told):
+            accept(given(learned), asked, 2)
+
+
+def test_labels_by_teachers_of_another_split_are_caught():
+    """As many folds of the same videos, but two have changed places."""
+    labeled = labeled_videos()
+    fold = labeled.fold.copy()
+    fold[[2, 5]] = fold[[5, 2]]
+    with pytest.raises(UserError, match="of another split"):
+        check_given_labels(given(0), dataclasses.replace(labeled, fold=fold), 0, 2, Path("labels"))
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"), [([1, 2, 3], "teacher 0, which saw fold 2"), ([-1, 1, 3], "the holdout was")]
+)
+def test_labels_of_a_teacher_that_saw_too_much_are_caught(seen, told):
+    """Unless they say that they are leaky, which their student then says, too."""
     with pytest.raises(UserError, match=told):
-        check_pretraining(tmp_path, 1, 1)
-    write_pretraining_origin(tmp_path, 1, trained_folds=seen, leaky=True)
-    assert check_pretraining(tmp_path, 1, 1) is True
+        accept(given(0, trained_folds=seen), 0, 2)
+    assert accept(given(0, trained_folds=seen, leaky=True), 0, 2) is True
 
 
 @pytest.fixture
@@ -212,7 +234,7 @@ def write_pseudo(trained_folds: dict[int, list[int]]) -> None:
     usable = np.arange(size) % 20 != 0
     write_labels(folder, open_videos("unlabeled", "small").ids, Assignment(teacher, usable), [hard])
     origins = {"folder": "models/teacher", "leaky": False, "n_folds": 3, "trained_folds": trained_folds}
-    write_json(folder / "teachers.json", origins)
+    write_json(folder / "teachers.json", origins | {"folds": open_labeled().digest()})
 
 
 def strict_pool(teacher: int) -> Pool:
@@ -386,7 +408,21 @@ def test_a_pretraining_in_the_place_of_another_is_caught(stages, capsys):
     folder = Path("models/pretrain/single_stream")
     shutil.copytree(folder / "0", folder / "1", dirs_exist_ok=True)
     told = refusal(capsys, "finetune", "--arch", "single_stream", "--fold", "1")
-    assert "models/pretrain/single_stream/1: it learned from teacher 0, not from teacher 1" in told
+    assert "models/pretrain/single_stream/1: its labels are by teacher 0, not by teacher 1" in told
+    assert not Path("models/finetune").exists()
+
+
+def test_students_of_an_earlier_splits_teachers_are_caught(stages, capsys):
+    """The folds are split anew, and only finetune follows."""
+    stages["pretrain"] |= {"per_fold": True, "epochs": {"single_stream": 0, "dual_stream": 0}}
+    set_leaky(stages, False)
+    run_stage("pseudo_label")
+    run_stage("pretrain", "--arch", "single_stream")
+    folds = open_labeled()
+    other = np.where(folds.fold == HOLDOUT, HOLDOUT, (folds.fold + 1) % 3).astype(np.int32)
+    write_parquet("data/folds.parquet", table([folds.ids, folds.label, folds.group, other], FOLDS_SCHEMA))
+    told = refusal(capsys, "finetune", "--arch", "single_stream", "--fold", "1")
+    assert "models/pretrain/single_stream/1: its labels are by teachers of another split" in told
     assert not Path("models/finetune").exists()
 
 

@@ -77,6 +77,7 @@ def test_students_label_what_their_fold_never_saw(project):
     assert np.allclose(np.load("data/pseudo/soft.npy"), expected, atol=1e-3)
     assert read_json("data/pseudo/teachers.json") == {
         "folder": str(SWA),
+        "folds": open_labeled().digest(),
         "leaky": False,
         "n_folds": 3,
         "trained_folds": {"0": [1, 2], "1": [0, 2]},

@@ -223,10 +223,10 @@ def without_text(batch: Batch) -> torch.Tensor:
     return batch["text_mask"].sum(1) == 2
 
 
-def views(videos: VideoDataset, **drops: float) -> Batch:
+def views(videos: VideoDataset, **changes: Any) -> Batch:
     params = load(PretrainParams)
     pairs = MismatchedVideos(videos, params.mismatched)
-    return EpochBatches(pairs, 64, seed=0, epoch=0, transform=training_views(masking(**drops), videos))[0]
+    return EpochBatches(pairs, 64, seed=0, epoch=0, transform=training_views(masking(**changes), videos))[0]
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -1,10 +1,10 @@
-"""Whose labels a model has learned, told beside its weights, and the checks that nobody is judged on what it has seen.
+"""Whose labels a model was given, told beside its weights, and the checks that nobody is judged on what it has seen.
 
-origin.json of a teacher or student:      {"folds": digest of the split, "n_folds", "trained_folds", "leaky"}
-origin.json of a pretraining for students: {"teacher": whose labels, null for the mean of all, "trained_folds", "leaky"}
+origin.json of a teacher or student: {"folds": digest of the split, "n_folds", "trained_folds", "leaky"}
+origin.json of a pretraining:        {"folds", "teacher": who labelled, null: all together, "trained_folds", "leaky"}
 
-"trained_folds": student folds of the labelled videos that it was trained on, or that those were who labelled for it;
-"leaky": it was pretrained on labels made without safeguards.
+"trained_folds": student folds whose true labels it learned; of a pretraining, those that its teachers learned.
+"leaky": labels that were made without safeguards were given to it, in pretraining or in the first phase of finetuning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from framefold.data.folds import HOLDOUT, Folds
+from framefold.data.folds import FILE, HOLDOUT, Folds
 from framefold.errors import UserError
 from framefold.storage import read_json
 
@@ -33,24 +33,23 @@ def read_origins(
 ) -> dict[int, list[int]]:
     """Fold -> student folds of the training videos of the models that hold it out, of all of them together. UserError:
     one was trained on another split, was one of another number of folds, or learned leaky labels and is not allowed."""
-    trained_folds = {}
+    trained_folds, split = {}, labeled.digest()
     for fold, folders in models.items():
         origins = [read_json(folder / ORIGIN) for folder in folders]
         for folder, origin in zip(folders, origins, strict=True):
-            if problem := _problem(origin, labeled, n_folds, leaky):
-                raise UserError(f"{folder}: it {problem}; retrain it with `dvc repro`")
+            if origin["leaky"] and not leaky:
+                raise UserError(f"{folder}: it learned from leaky labels; retrain it with `dvc repro`")
+            if origin["n_folds"] != n_folds:
+                raise UserError(
+                    f"{folder}: it was one of {origin['n_folds']} folds, now there are {n_folds}; "
+                    "retrain it with `dvc repro`"
+                )
+            if origin.get("folds") != split:
+                raise UserError(
+                    f"{folder}: it was trained on another split than that of {FILE}; retrain it with `dvc repro`"
+                )
         trained_folds[fold] = sorted({seen for origin in origins for seen in origin["trained_folds"]})
     return trained_folds
-
-
-def _problem(origin: Mapping[str, Any], labeled: Folds, n_folds: int, leaky: bool) -> str | None:
-    if origin["leaky"] and not leaky:
-        return "learned from leaky labels"
-    if origin["n_folds"] != n_folds:
-        return f"was one of {origin['n_folds']} folds, now there are {n_folds}"
-    if origin["folds"] != labeled.digest():
-        return "was trained on another split than that of data/folds.parquet"
-    return None
 
 
 def check_trained_folds(trained_folds: TrainedFolds, n_folds: int, folder: Path | str) -> None:
@@ -66,19 +65,24 @@ def check_trained_folds(trained_folds: TrainedFolds, n_folds: int, folder: Path 
             )
 
 
-def check_pretraining(folder: Path, teacher: int | None, fold: int | str) -> bool:
-    """Whether a pretraining learned leaky labels. UserError: not those of `teacher` (None: the mean of all), or honest
-    ones of somebody who saw the holdout or, where there is one teacher, the student's `fold`."""
-    origin = read_json(folder / ORIGIN)
-    learned, seen, leaky = origin["teacher"], origin["trained_folds"], bool(origin["leaky"])
-    if learned != teacher:
-        raise UserError(
-            f"{folder}: it learned from {_who(learned)}, not from {_who(teacher)}; redo it with `dvc repro`"
-        )
-    if not leaky and HOLDOUT in seen:
-        raise UserError(f"{folder}: {_who(teacher)} saw the holdout; redo it with `dvc repro`")
-    if not leaky and teacher is not None and fold in seen:
-        raise UserError(f"{folder}: {_who(teacher)} saw fold {fold}, which is to judge; redo it with `dvc repro`")
+def check_given_labels(
+    origin: Mapping[str, Any], labeled: Folds, teacher: int | None, fold: int | str, folder: Path
+) -> bool:
+    """Whether a student of `fold` that is given the labels of `teacher` (None: of all), as `origin` of the `folder`
+    that they come from says, is given leaky ones. UserError: they are by somebody else, or of another split, or honest
+    ones of somebody who saw the holdout or, where there is one teacher, the fold."""
+    labelled, seen, leaky = origin["teacher"], origin["trained_folds"], bool(origin["leaky"])
+    problem = ""
+    if labelled != teacher:
+        problem = f"its labels are by {_who(labelled)}, not by {_who(teacher)}"
+    elif origin.get("folds") != labeled.digest():
+        problem = f"its labels are by teachers of another split than that of {FILE}"
+    elif not leaky and HOLDOUT in seen:
+        problem = f"its labels are by {_who(teacher)}, and the holdout was seen"
+    elif not leaky and teacher is not None and fold in seen:
+        problem = f"its labels are by {_who(teacher)}, which saw fold {fold}"
+    if problem:
+        raise UserError(f"{folder}: {problem}; redo it with `dvc repro`")
     return leaky
 
 

@@ -7,7 +7,7 @@ the teachers. In later rounds the students of a fold, of all architectures, are 
 data/pseudo/soft.npy         float16 [N, C], row = unlabelled row; a row of zeros: no trained teacher may label it
 data/pseudo/per_teacher.npy  float16 [T, N, C] (pretrain.per_fold only), rows of zeros where that teacher may not label
 data/pseudo/labels.parquet   id, label (hard), confidence, teacher (MEAN, NOBODY or its fold), usable
-data/pseudo/teachers.json    who the teachers are, which folds their training videos came from, and whether it is leaky
+data/pseudo/teachers.json    who the teachers are, of which split, which folds trained them, and whether it is leaky
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ from framefold.errors import UserError
 from framefold.storage import iterate_parquet, parquet_writer, read_json, read_parquet
 
 TEACHERS = Path("models/teacher")
-ORIGINS = "teachers.json"  # {"folder", "leaky", "n_folds", "trained_folds": {teacher: student folds}}
+ORIGINS = "teachers.json"  # {"folder", "leaky", "folds", "n_folds", "trained_folds": {teacher: student folds}}
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -161,10 +161,11 @@ def read_teachers(folder: Path) -> dict[int, list[int]]:
 
 
 def origin_of_labels(folder: Path, teacher: int | None) -> dict[str, Any]:
-    """`origins.ORIGIN` of what learns the labels of `teacher`, or the mean of all."""
-    trained = read_teachers(folder)
+    """`origins.ORIGIN` of what is given the labels of `teacher`, or the mean of all."""
+    origins, trained = read_json(folder / ORIGINS), read_teachers(folder)
     seen = {fold for who, folds in trained.items() if teacher in (None, who) for fold in folds}
-    return {"leaky": read_json(folder / ORIGINS)["leaky"], "teacher": teacher, "trained_folds": sorted(seen)}
+    of_all = {"leaky": origins["leaky"], "folds": origins.get("folds")}
+    return of_all | {"teacher": teacher, "trained_folds": sorted(seen)}
 
 
 def teacher_of(fold: int, folder: Path) -> int:

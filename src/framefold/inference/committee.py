@@ -83,5 +83,4 @@ def students(folder: Path, archs: Sequence[str], labeled: Folds, encoder: str, i
             f"{folder}: students with vision towers of their own do not label; set finetune.vision.lr to 0 or name "
             "other teachers"
         )
-    n_folds = labeled.n_folds
-    return Committee(folder, n_folds, members, "validation.parquet", encoder, inputs)
+    return Committee(folder, labeled.n_folds, members, "validation.parquet", encoder, inputs)
