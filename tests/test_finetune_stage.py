@@ -134,8 +134,8 @@ def test_r_drop_without_dropout_is_refused_by_the_stage_itself(tmp_path):
 @pytest.mark.medium
 @pytest.mark.parametrize("pseudo_epochs", [0, 1])
 def test_a_student_of_leaky_labels_says_so(tmp_path, uninterrupted, pseudo_epochs):
-    """The pool's labels are leaky here, those of its pretraining were not: it hears them in the first phase, if there is
-    one. What keeps it from labelling in an honest round, see test_leaks.py."""
+    """The pool's labels are leaky here, those of its pretraining were not: it hears them in the first phase, if there
+    is one. What keeps it from labelling in an honest round, see test_leaks.py."""
     root = project(tmp_path, pseudo_epochs)
     write_soft_labels(root)
     path = root / "data/pseudo/teachers.json"

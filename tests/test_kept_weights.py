@@ -79,9 +79,10 @@ def pretrained() -> tuple[TrainResult, Pool, PretrainParams]:
 def test_pretraining_keeps_and_measures_the_average() -> None:
     result, pool, params = pretrained()
     with Scratch("pretrain@x", {}) as scratch:
-        pretrain.keep(Path("kept"), result, pool, params, scratch)
+        pretrain.keep(Path("kept"), result, pool, params, {"teacher": 1}, scratch)
     assert same(Path("kept/model.safetensors"), result.ema.backbone)
     masking = masking_of(params.masking, pool.held_out)
     reports = [measure(model, pool.held_out, masking, CPU) for model in (result.model, result.ema)]
     assert reports[0] != reports[1]
     assert read_json("kept/metrics.json").items() >= reports[1].items()
+    assert read_json("kept/origin.json") == {"teacher": 1}
