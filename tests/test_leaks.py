@@ -56,6 +56,14 @@ def labeled_videos() -> Folds:
     return Folds(pa.array([str(row) for row in range(8)]), np.zeros(8, np.int32), group, fold)
 
 
+def another_split() -> Folds:
+    """As many folds of the same videos, but two have changed places."""
+    labeled = labeled_videos()
+    fold = labeled.fold.copy()
+    fold[[2, 5]] = fold[[5, 2]]
+    return dataclasses.replace(labeled, fold=fold)
+
+
 def assignment() -> Assignment:
     return assign_teachers(POOL_GROUPS, labeled_videos(), TEST_GROUPS, N_TEACHERS, [0, 1])
 
@@ -139,13 +147,9 @@ def test_what_a_teacher_was_trained_on_is_read_from_its_own_folder(tmp_path):
 
 
 def test_a_model_of_another_split_is_caught(tmp_path):
-    """As many folds of the same videos, but two have changed places."""
     write_origin(tmp_path, [1, 3])
-    labeled = labeled_videos()
-    fold = labeled.fold.copy()
-    fold[[2, 5]] = fold[[5, 2]]
     with pytest.raises(UserError, match="trained on another split"):
-        read_origins({0: [tmp_path]}, dataclasses.replace(labeled, fold=fold), 2, leaky=False)
+        read_origins({0: [tmp_path]}, another_split(), 2, leaky=False)
 
 
 def test_a_student_of_leaky_labels_is_no_teacher(tmp_path):
@@ -195,12 +199,8 @@ def test_labels_by_another_teacher_are_caught():
 
 
 def test_labels_by_teachers_of_another_split_are_caught():
-    """As many folds of the same videos, but two have changed places."""
-    labeled = labeled_videos()
-    fold = labeled.fold.copy()
-    fold[[2, 5]] = fold[[5, 2]]
     with pytest.raises(UserError, match="of another split"):
-        check_given_labels(given(0), dataclasses.replace(labeled, fold=fold), 0, 2, Path("labels"))
+        check_given_labels(given(0), another_split(), 0, 2, Path("labels"))
 
 
 @pytest.mark.parametrize(
