@@ -31,7 +31,7 @@ from framefold.training.pretraining import PretrainingModel
 from framefold.training.tasks import ClassificationTask, PretrainingTask
 from framefold.training.views import MismatchedVideos, training_views
 
-FGM = AdversarialParams(method="fgm", epsilon=0.5, alpha=0.3, steps=3)
+FGM, PGD = (AdversarialParams(method=method, epsilon=0.5, alpha=0.3, steps=3) for method in ("fgm", "pgd"))
 VIT = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}  # no batch normalisation
 WEIGHTS = {  # every objective that the architecture can have
     "single_stream": ObjectiveWeights(mlm=0.5, mfm=0.4, itm=0.3, itc=0.0, distillation=2.0),
@@ -100,7 +100,7 @@ def supervised(model: Any, videos: int, cut: dict[str, Any]) -> Real:
     data = fold_data(np.arange(videos))
     task, rates = classifier_task(model, data, params)
     task.average = copy.deepcopy(task.model)  # type: ignore[union-attr]  # the loop puts its own there
-    return Real(task, lambda epoch: EpochBatches(epoch_samples(data, params, 0, epoch), **cut, epoch=epoch), rates, FGM)
+    return Real(task, lambda epoch: EpochBatches(epoch_samples(data, params, 0, epoch), **cut, epoch=epoch), rates, PGD)
 
 
 def supervised_params(**changes: Any) -> FinetuneParams:

@@ -226,7 +226,7 @@ def test_orphan_saves_and_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert content(run()) == whole
 
 
-@pytest.mark.parametrize("method", ["none", "fgm"])
+@pytest.mark.parametrize("method", ["none", "fgm", "pgd"])
 def test_micro_batches_give_the_whole_batch(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """The micro-batch is a matter of memory: without dropout the weights come out the same, uneven parts included."""
     whole = run(ToyTask(dropout=0.0), method)

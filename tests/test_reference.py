@@ -1,18 +1,24 @@
 """The linear probe: .venv/bin/pytest tests/test_reference.py"""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from sklearn.svm import LinearSVC
 
+from framefold.data.features import FeatureStore, write_store
+from framefold.data.shards import KeptShards
+from framefold.errors import UserError
 from framefold.evaluation.metrics import official_scores
-from framefold.evaluation.probe import VIEWS, ProbeVideos, probe_scores
+from framefold.evaluation.probe import VIEWS, ProbeVideos, mean_features, probe_scores, read_videos
 from framefold.evaluation.splits import LabeledVideos, read_labeled
 from framefold.inference.predictions import PROBE, read_predictions, write_predictions
 from framefold.params.reference import ReferenceParams
 from framefold.scratch import Scratch
-from framefold.storage import read_json
+from framefold.storage import read_json, write_parquet
 from stages import reference
 from tests import tiny_project
 
@@ -44,6 +50,67 @@ def test_both_views_together_beat_each_alone(fitted):
 
 def test_each_view_alone_beats_chance(fitted):
     assert min(fitted["text"], fitted["frames"]) > 0.3
+
+
+def tfidf(train: list[str], texts: list[str], params: ReferenceParams) -> np.ndarray:
+    """(1 + ln count) (1 + ln((1 + N) / (1 + df))) of character n-grams, each text of unit length; in plain loops."""
+
+    def counts(text: str) -> Counter[str]:
+        return Counter(text[at : at + n] for n in range(1, params.max_ngram + 1) for at in range(len(text) - n + 1))
+
+    found = Counter(gram for text in train for gram in counts(text))
+    grams = sorted(gram for gram, videos in found.items() if videos >= params.min_df)
+    rows = np.zeros((len(texts), len(grams)))
+    for row, text in zip(rows, texts, strict=True):
+        for gram, count in counts(text).items():
+            if gram in grams:
+                idf = 1 + np.log((1 + len(train)) / (1 + found[gram]))
+                row[grams.index(gram)] = (1 + np.log(count)) * idf
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"max_ngram": 1}, {"min_df": 9}, {"frame_weight": 0.2}, {"regularization": 0.05}],
+    ids=lambda change: ",".join(change) or "demo",
+)
+def test_it_is_a_linear_svm_on_tfidf_and_weighted_frames(change):
+    """Every parameter counts: another value of any of them gives other decision values."""
+    params = PARAMS.model_copy(update=change)
+    (train, labels), (test, _) = videos(120, seed=0), videos(40, seed=1)
+    (scores,) = probe_scores(train, labels, [test], 9, params)["both"]
+    seen, unseen = (
+        np.hstack([tfidf(train.texts, each.texts, params), params.frame_weight * each.frames]) for each in (train, test)
+    )
+    svm = LinearSVC(C=params.regularization, random_state=0).fit(seen, labels)
+    np.testing.assert_allclose(scores, svm.decision_function(unseen), atol=2e-3)
+    if change:
+        assert np.abs(scores - probe_scores(train, labels, [test], 9, PARAMS)["both"][0]).max() > 0.05
+
+
+@pytest.fixture
+def features(tmp_path) -> FeatureStore:
+    """Videos of 2, 0 and 3 frames."""
+    kept = KeptShards(tmp_path / "parts", 2)
+    frames = np.array([[3, 0], [5, 8], [-1, 0], [0, 1], [-2, 2]], dtype=np.float16)
+    kept.write("all", ["a", "b", "c"], np.array([2, 0, 3]), frames, [])
+    write_store(tmp_path / "features", kept, ["all"], {})
+    return FeatureStore(tmp_path / "features")
+
+
+def test_a_videos_frames_are_their_mean_at_unit_length(features):
+    """A sum over padding, or over a neighbour's frames, would be another vector."""
+    expected = [[2**-0.5, 2**-0.5], [0, 0], [-(2**-0.5), 2**-0.5]]
+    np.testing.assert_allclose(mean_features(features), expected, atol=1e-6)
+
+
+def test_a_videos_text_is_all_three_kinds_row_by_row(tmp_path, features):
+    texts = {"title": ["t1", "t2", "t3"], "asr": ["a1", "", "a3"], "ocr": ["o1", "o2", ""]}
+    write_parquet(tmp_path / "samples.parquet", pa.table({"id": ["a", "b", "c"], **texts}))
+    assert read_videos(tmp_path / "samples.parquet", features).texts == ["t1 a1 o1", "t2  o2", "t3 a3 "]
+    write_parquet(tmp_path / "samples.parquet", pa.table({"id": ["a", "c", "b"], **texts}))
+    with pytest.raises(UserError, match="not the same videos; rebuild both with `dvc repro`"):
+        read_videos(tmp_path / "samples.parquet", features)
 
 
 def test_videos_without_text_or_frames_are_legal():
