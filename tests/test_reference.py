@@ -108,6 +108,11 @@ def test_a_videos_text_is_all_three_kinds_row_by_row(tmp_path, features):
     texts = {"title": ["t1", "t2", "t3"], "asr": ["a1", "", "a3"], "ocr": ["o1", "o2", ""]}
     write_parquet(tmp_path / "samples.parquet", pa.table({"id": ["a", "b", "c"], **texts}))
     assert read_videos(tmp_path / "samples.parquet", features).texts == ["t1 a1 o1", "t2  o2", "t3 a3 "]
+
+
+def test_texts_and_frames_of_other_videos_are_refused(tmp_path, features):
+    """Also the same videos in another order."""
+    texts = {name: ["x", "y", "z"] for name in ("title", "asr", "ocr")}
     write_parquet(tmp_path / "samples.parquet", pa.table({"id": ["a", "c", "b"], **texts}))
     with pytest.raises(UserError, match="not the same videos; rebuild both with `dvc repro`"):
         read_videos(tmp_path / "samples.parquet", features)
